@@ -1,0 +1,1 @@
+"""Prefect flows: study in, store URL out."""
