@@ -174,7 +174,7 @@ def require(data: xr.Dataset, *names: str, dim: str | None = None) -> str:
     Raises
     ------
     SchemaError
-        If a variable is absent though measured under another name (the nearest names are given) or lacks the series dim.
+        If a variable is unknown (the nearest names are given) or lacks the series dim.
     MissingMeasurementError
         If a variable that a cube declares is absent: it was not measured; the message says which part to ask for.
     """
