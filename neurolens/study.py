@@ -1,17 +1,37 @@
 """Study: the one configuration file. Every table and field is declared, documented and checked here."""
 
+import os
+import re
+import string
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from neurolens.errors import nearest
+from neurolens.settings import read_settings
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Every = Annotated[NonNegativeInt | None, AfterValidator(lambda every: every or None)]  # 0 is how TOML says never
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+
+FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>\w+)")
 
 
 class Table(BaseModel):
     """A table of the study file: unknown keys are errors, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Preprocessing(Table):
@@ -22,7 +42,15 @@ class Preprocessing(Table):
     mean: tuple[float, ...] | None = Field(
         None, description="Per-channel mean of pixels in [0, 1]; absent: the model's."
     )
-    std: tuple[float, ...] | None = Field(None, description="Per-channel standard deviation; absent: the model's.")
+    std: tuple[PositiveFloat, ...] | None = Field(
+        None, description="Per-channel standard deviation; absent: the model's."
+    )
+
+    @model_validator(mode="after")
+    def _same_channels(self) -> Self:
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} channels and std {len(self.std)}; give both the same number")
+        return self
 
 
 class Model(Table):
@@ -60,6 +88,24 @@ class Checkpoints(Table):
     strip_prefixes: tuple[str, ...] = Field((), description="Prefixes removed from tensor names, e.g. 'module.'.")
     trust: bool = Field(False, description="Allow checkpoints that execute code when they are read (full pickles).")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.start is not None and self.end is not None and self.start > self.end:
+            raise ValueError(f"start {self.start} is after end {self.end}; swap them")
+        if self.expect is not None and self.expect[0] > self.expect[1]:
+            raise ValueError(f"expect {list(self.expect)} runs backwards; write the first, then the last")
+        names = pattern_fields(self.pattern)
+        for name in self.fields:
+            if name not in names:
+                raise ValueError(f"fields.{name} is not in pattern {self.pattern!r}; {nearest(name, names)}")
+        if self.files:
+            return self
+        if not {"epoch", "step"} & set(names):
+            raise ValueError(f"pattern {self.pattern!r} has neither {{epoch}} nor {{step}}; put one of them in")
+        if self.series is not None and self.series not in names:
+            raise ValueError(f"series is {self.series!r}, but pattern {self.pattern!r} has no {{{self.series}}}")
+        return self
+
 
 class CheckpointFile(Table):
     """One explicitly listed checkpoint."""
@@ -67,6 +113,12 @@ class CheckpointFile(Table):
     path: Path = Field(description="The file.")
     epoch: int | None = Field(None, description="Its epoch.")
     step: int | None = Field(None, description="Its optimizer step.")
+
+    @model_validator(mode="after")
+    def _has_a_position(self) -> Self:
+        if self.epoch is None and self.step is None:
+            raise ValueError(f"{self.path} has neither epoch nor step; say which it is, e.g. epoch = 3")
+        return self
 
 
 class Selection(Table):
@@ -80,6 +132,12 @@ class Selection(Table):
         "stratified", description="How count or fraction choose."
     )
     seed: int = Field(0, description="Seed of the random and stratified choices.")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.count is not None and self.fraction is not None:
+            raise ValueError(f"count {self.count} and fraction {self.fraction} are both given; keep one of them")
+        return self
 
 
 class LabelNoise(Table):
@@ -102,6 +160,20 @@ class Exposure(Table):
         None, description="Explicit schedule instead: first epoch -> the classes active from there on."
     )
 
+    @model_validator(mode="after")
+    def _one_schedule(self) -> Self:
+        if self.schedule is not None:
+            fields = type(self).model_fields
+            given = [n for n in ("order", "start", "step", "every") if getattr(self, n) != fields[n].default]
+            if given:
+                raise ValueError(f"schedule and {' and '.join(given)} are both given; keep schedule or the others")
+            if any(epoch < 0 for epoch in self.schedule):
+                raise ValueError(f"schedule starts at epoch {min(self.schedule)}; epochs start at 0")
+        if isinstance(self.order, tuple) and len(set(self.order)) < len(self.order):
+            twice = sorted({c for c in self.order if self.order.count(c) > 1})
+            raise ValueError(f"order introduces classes {twice} more than once; name each class once")
+        return self
+
 
 class Data(Table):
     """What the network is shown."""
@@ -116,6 +188,12 @@ class Data(Table):
     label_noise: LabelNoise | None = Field(None, description="Flip a fraction of the labels.")
     exposure: Exposure | None = Field(None, description="Class schedule of a class-incremental run.")
     resident_gib: PositiveFloat = Field(4.0, description="Sets up to this size are kept in memory as uint8.")
+
+    @model_validator(mode="after")
+    def _has_a_root(self) -> Self:
+        if self.root is None and self.source != "digits":
+            raise ValueError(f'source {self.source!r} needs a root; add root = "path/of/the/data"')
+        return self
 
 
 class Validation(Table):
@@ -136,7 +214,7 @@ class Train(Table):
     lr: PositiveFloat = Field(0.1, description="Initial learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum (sgd).")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="Weight decay.")
-    milestones: tuple[float, ...] = Field(
+    milestones: tuple[PositiveFloat, ...] = Field(
         (), description="Epochs (or fractions of `epochs` below 1) at which lr drops."
     )
     step_size: PositiveInt | None = Field(None, description="Or: drop lr every so many epochs.")
@@ -144,27 +222,44 @@ class Train(Table):
     augment: tuple[Literal["crop", "flip", "random_resized_crop"], ...] = Field(
         (), description="Augmentations, in order."
     )
-    save_every_epochs: PositiveInt | None = Field(1, description="A checkpoint after every so many epochs.")
-    save_every_steps: PositiveInt | None = Field(None, description="And/or after every so many optimizer steps.")
+    save_every_epochs: Every = Field(1, description="A checkpoint after every so many epochs; 0: none.")
+    save_every_steps: Every = Field(None, description="And/or after every so many optimizer steps; 0: none.")
     save_initial: bool = Field(True, description="Keep the untrained network too.")
     seed: int = Field(0, description="Seed of weights, shuffling and augmentation.")
     precision: Literal["32", "bf16", "16"] = Field("32", description="Lightning's precision (AMP).")
     pretrained: bool = Field(False, description="Start from torchvision's weights (downloads them).")
     validation: Validation | None = Field(None, description="Validation data; absent: none.")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.milestones and self.step_size is not None:
+            raise ValueError("milestones and step_size are both given; keep the one that lr follows")
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"milestones {list(self.milestones)} are not in order; sort them")
+        if self.save_every_epochs is None and self.save_every_steps is None:
+            raise ValueError("no checkpoint would be saved; set save_every_epochs or save_every_steps above 0")
+        return self
+
 
 class StoreTable(Table):
     """Where the run's store is."""
 
-    url: str = Field("store.icechunk", description="Local folder or s3://bucket/prefix.")
+    url: str = Field("store.icechunk", min_length=1, description="Local folder or s3://bucket/prefix.")
     endpoint: str | None = Field(None, description="Endpoint of an S3-compatible server.")
     region: str | None = Field(None, description="S3 region.")
+
+    @model_validator(mode="after")
+    def _endpoint_needs_s3(self) -> Self:
+        for name in ("endpoint", "region"):
+            if getattr(self, name) is not None and not self.url.startswith("s3://"):
+                raise ValueError(f"{name} is for s3:// stores, and url is {self.url!r}; change url or remove {name}")
+        return self
 
 
 class Compute(Table):
     """How to compute. Nothing here changes a number except where bf16 says so."""
 
-    device: str = Field("auto", description="cpu, cuda, cuda:1, mps, or auto.")
+    device: Device = Field("auto", description="cpu, cuda, cuda:1, mps, or auto.")
     batch_size: PositiveInt = Field(64, description="Samples per measuring pass.")
     workers: PositiveInt = Field(1, description="Checkpoints measured at once.")
     threads: PositiveInt | None = Field(None, description="Torch threads per worker; absent: cores / workers.")
@@ -188,7 +283,7 @@ class Samples(Table):
 class Study(Table):
     """A whole study: one file, one run, one store."""
 
-    name: str = Field("run", description="Name of the run.")
+    name: str = Field("run", min_length=1, description="Name of the run.")
     model: Model = Field(default_factory=Model)
     checkpoints: Checkpoints = Field(default_factory=Checkpoints)
     data: Data = Field(default_factory=Data)
@@ -196,3 +291,88 @@ class Study(Table):
     store: StoreTable = Field(default_factory=StoreTable)
     compute: Compute = Field(default_factory=Compute)
     samples: Samples | None = Field(None)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        exposure = self.data.exposure
+        if exposure is not None:
+            named = [c for classes in (exposure.schedule or {}).values() for c in classes]
+            named += exposure.order if isinstance(exposure.order, tuple) else ()
+            outside = sorted({c for c in named if not 0 <= c < self.model.classes})
+            if outside:
+                raise ValueError(
+                    f"data.exposure names classes {outside}, and the network has classes 0 to "
+                    f"{self.model.classes - 1}; correct them or model.classes"
+                )
+        if self.train is not None:
+            self._check_written_names(self.train)
+        return self
+
+    def _check_written_names(self, train: Train) -> None:
+        """Training writes checkpoints under the pattern, so each must get a name of its own."""
+        table = self.checkpoints
+        if table.files:
+            raise ValueError(
+                "[train] writes checkpoints by checkpoints.pattern, and checkpoints.files lists others; drop one"
+            )
+        names = pattern_fields(table.pattern)
+        if train.save_every_steps is not None and "step" not in names:
+            raise ValueError(
+                f"train.save_every_steps needs {{step}} in checkpoints.pattern, which is {table.pattern!r}; "
+                f"write e.g. 'epoch_{{epoch}}_iter_{{step}}.pt'"
+            )
+        unset = [name for name in names if name not in ("epoch", "step", *table.fields)]
+        if unset:
+            raise ValueError(
+                f"[train] needs a value for {unset} of checkpoints.pattern {table.pattern!r}; "
+                f"add checkpoints.fields = {{ {unset[0]} = … }}"
+            )
+
+
+def pattern_fields(pattern: str) -> tuple[str, ...]:
+    """Return the field names of a checkpoint pattern, e.g. ``("epoch", "step")``.
+
+    Raises
+    ------
+    ValueError
+        If a brace is not closed, or a field has no plain name.
+    """
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"pattern {pattern!r}: {error}; close every brace, and write a literal one as {{{{") from None
+    for name in names:
+        if not name.isidentifier():
+            raise ValueError(f"pattern {pattern!r} has a field {{{name}}}; name it with letters, e.g. {{epoch}}")
+    return tuple(names)
+
+
+def load_study(path: str | Path, *, profile: str | None = None, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file.
+
+    Parameters
+    ----------
+    path
+        The TOML file. Relative paths in it are relative to it, and come back absolute.
+    profile
+        Name of a ``[profiles.<name>]`` table of the file, laid over the rest table by table.
+    overrides
+        ``table.key=value`` with TOML values, laid over both; bare words are strings, and nothing after ``=`` removes
+        the key.
+
+    Raises
+    ------
+    StudyError
+        If the file is missing or is not TOML, or if a key, value, profile or override is wrong. Every problem is
+        listed with its key and its mend.
+    """
+    study = read_settings(Study, path, profile=profile, overrides=overrides)
+    folder = os.path.dirname(os.path.abspath(os.path.expanduser(path)))
+    store, model = study.store, study.model
+    if "://" not in store.url:
+        store = store.model_copy(update={"url": os.path.abspath(os.path.join(folder, os.path.expanduser(store.url)))})
+    factory = FACTORY.fullmatch(model.name)
+    if factory is not None:
+        file = os.path.abspath(os.path.join(folder, os.path.expanduser(factory["file"])))
+        model = model.model_copy(update={"name": f"{file}:{factory['function']}"})
+    return study.model_copy(update={"store": store, "model": model})
