@@ -1,0 +1,216 @@
+"""Images that are files: class folders, and the Places365 layout."""
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from neurolens.data.arrays import Found
+from neurolens.data.samples import Pixels, digest, in_threads
+from neurolens.errors import DataError, nearest
+from neurolens.study import Data
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
+_PLACES = {
+    "train": ("train-standard", "places365_train_standard.txt", ("data_256_standard", "data_large_standard")),
+    "challenge": ("train-challenge", "places365_train_challenge.txt", ("data_256_challenge", "data_large_challenge")),
+    "val": ("val", "places365_val.txt", ("val_256", "val_large")),
+}
+_PLACES_ALIASES = {"train-standard": "train", "train-challenge": "challenge"}
+
+
+class FileImages:
+    """Image files below a root, decoded when asked for: grey files as one channel, all others as RGB."""
+
+    shape: tuple[int, int, int] | None = None
+
+    def __init__(self, root: Path, names: tuple[str, ...]) -> None:
+        self.root = root
+        self._names = names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Paths relative to the root, with forward slashes."""
+        return self._names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def load(self, indices: npt.ArrayLike) -> list[Pixels]:
+        """Return the images, each uint8 (H, W, 1 or 3)."""
+        return [decode(self.root / self._names[i]) for i in np.asarray(indices, dtype=np.int64)]
+
+    def digests(self) -> list[str]:
+        """Return the content digest of every image; remembered by path, size, times and inode."""
+        with _memory() as memory:
+            known: dict[str, str] = {}
+            stamps = [_stamp(self.root / name) for name in self._names]
+            for chunk in _chunks(stamps, 500):
+                marks = ",".join("?" * len(chunk))
+                known |= dict(memory.execute(f"SELECT stamp, digest FROM content WHERE stamp IN ({marks})", chunk))
+            missing = [i for i, stamp in enumerate(stamps) if stamp not in known]
+            for chunk in _chunks(missing, 2048):
+                digests = in_threads(self._digest, chunk, threads=os.cpu_count() or 1)
+                fresh = {stamps[i]: value for i, value in zip(chunk, digests)}
+                known |= fresh
+                memory.executemany("INSERT OR REPLACE INTO content VALUES (?, ?)", fresh.items())
+                memory.commit()
+        return [known[stamp] for stamp in stamps]
+
+    def _digest(self, index: int) -> str:
+        return digest(decode(self.root / self._names[index]))
+
+    def take(self, indices: npt.ArrayLike) -> "FileImages":
+        """Return the source restricted to these positions, in this order."""
+        return FileImages(self.root, tuple(self._names[i] for i in np.asarray(indices, dtype=np.int64)))
+
+
+def decode(path: Path) -> Pixels:
+    """Decode one image file to uint8 (H, W, 1 or 3); DataError where it cannot be."""
+    try:
+        with Image.open(path) as image:
+            grey = image.mode in ("1", "L")
+            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} cannot be decoded ({error}); repair or remove the file") from None
+    return pixels[..., None] if grey else pixels
+
+
+def natural(text: str) -> tuple[tuple[int, str], ...]:
+    """Sort key in which ``2`` comes before ``10``."""
+    return tuple((int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", text))
+
+
+def folder(table: Data) -> Found:
+    """Open ``root/<split>/<class>/<image>``, or ``root/<class>/<image>`` where the split is ``all``.
+
+    Classes are in the order of their names as text, as torchvision's ImageFolder numbers them, so that labels mean
+    what they meant in training; images of a class are in natural order (``2.png`` before ``10.png``).
+
+    Raises
+    ------
+    DataError
+        If the root, the split, or any class folder is absent, or a class has no image.
+    """
+    root = _root(table)
+    base = root if table.split == "all" else root / table.split
+    if not base.is_dir():
+        found = sorted(path.name for path in root.iterdir() if path.is_dir())
+        raise DataError(
+            f"{root} has no split {table.split!r}; {nearest(table.split, found)} "
+            "(set [data] split = 'all' for root/<class>/<image>)"
+        )
+    classes = tuple(sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    names: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        top = base / name
+        files = [
+            str(Path(where, file).relative_to(root).as_posix())
+            for where, _, inside in os.walk(top, followlinks=True)
+            for file in inside
+            if file.lower().endswith(SUFFIXES)
+        ]
+        if not files:
+            raise DataError(f"{top} holds no image ({' '.join(SUFFIXES)}); put some there, or remove the folder")
+        names += sorted(files, key=natural)
+        labels += [label] * len(files)
+    if not names:
+        raise DataError(f"{base} holds no class folder; images lie in {base}/<class>/<image>")
+    return _found(root, names, labels, classes)
+
+
+def places365(table: Data) -> Found:
+    """Open Places365 as torchvision lays it out: label lists and categories in ``root``, images below it.
+
+    Splits are ``train`` (= ``train-standard``), ``challenge`` (= ``train-challenge``) and ``val``; the small (256)
+    images are used where they are there, else the large ones.
+
+    Raises
+    ------
+    DataError
+        If a list or the image folder is absent, a line is malformed, or the split is unknown.
+    """
+    split = _PLACES_ALIASES.get(table.split, table.split)
+    if split not in _PLACES:
+        raise DataError(f"places365 has no split {table.split!r}; {nearest(table.split, _PLACES)}")
+    root = _root(table)
+    official, listing, folders = _PLACES[split]
+    if table.download and not (root / listing).exists():
+        from torchvision import datasets
+
+        datasets.Places365(str(root), split=official, small=True, download=True)
+    categories = dict(_lines(root / "categories_places365.txt"))
+    if sorted(categories.values()) != list(range(len(categories))):
+        raise DataError(f"{root}/categories_places365.txt must number its classes 0, 1, 2, …")
+    classes = tuple(sorted(categories, key=lambda name: categories[name]))
+    images = next((name for name in folders if (root / name).is_dir()), None)
+    if images is None:
+        raise DataError(f"{root} has neither {' nor '.join(folders)}; unpack the {official} images there")
+    pairs = list(_lines(root / listing))
+    wrong = next(((n, label) for n, label in pairs if not 0 <= label < len(classes)), None)
+    if wrong:
+        raise DataError(f"{root / listing} gives {wrong[0]} the label {wrong[1]}; there are {len(classes)} classes")
+    names = [f"{images}/{name.lstrip('/')}" for name, _ in pairs]
+    return _found(root, names, [label for _, label in pairs], classes)
+
+
+def _found(root: Path, names: list[str], labels: list[int], classes: tuple[str, ...]) -> Found:
+    coords: dict[str, npt.NDArray[Any]] = {"position": np.arange(len(names)), "path": np.array(names, dtype=np.str_)}
+    return Found(FileImages(root, tuple(names)), np.asarray(labels, dtype=np.int64), classes, coords)
+
+
+def _root(table: Data) -> Path:
+    if table.root is None or not table.root.is_dir():
+        raise DataError(f"[data] root = {table.root} is not a folder; give the folder of the {table.source} data set")
+    return table.root
+
+
+def _lines(path: Path) -> Iterator[tuple[str, int]]:
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise DataError(f"{path} is not there; unpack the Places365 filelists into that folder") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        name, _, label = line.strip().rpartition(" ")
+        if not name or not label.isdigit():
+            raise DataError(f"{path}, line {number}: {line!r} is not '<name> <label>'")
+        yield name, int(label)
+
+
+def _stamp(path: Path) -> str:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        raise DataError(f"{path} is listed and not there; unpack the images again") from None
+    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+
+
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+@contextmanager
+def _memory() -> Iterator[sqlite3.Connection]:
+    """Open the user's cache of content digests; one in memory where the home cannot be written."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neurolens"
+    create = "CREATE TABLE IF NOT EXISTS content (stamp TEXT PRIMARY KEY, digest TEXT) WITHOUT ROWID"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(home / "content.sqlite", timeout=60)
+        connection.execute(create)
+    except (OSError, sqlite3.Error):
+        connection = sqlite3.connect(":memory:")
+        connection.execute(create)
+    with closing(connection):
+        yield connection

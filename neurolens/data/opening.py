@@ -1,0 +1,73 @@
+"""From the study's [data] table to a SampleSet."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from neurolens.data import draws
+from neurolens.data.arrays import ArrayImages, Found, arrays, digits
+from neurolens.data.cifar import cifar
+from neurolens.data.exposure import class_schedule
+from neurolens.data.folders import folder, places365
+from neurolens.data.samples import SampleSet, sample_ids
+from neurolens.data.selection import flip_labels, select
+from neurolens.study import Data, Validation
+
+SOURCES: dict[str, Callable[[Data], Found]] = {
+    "digits": digits,
+    "cifar10": cifar,
+    "cifar100": cifar,
+    "folder": folder,
+    "places365": places365,
+    "arrays": arrays,
+}
+
+
+def open_samples(table: Data) -> SampleSet:
+    """Open the samples that the study's [data] table names: source, split, selection, label noise, exposure.
+
+    Content ids are taken over the whole split where it is one array; where images are files, over the selected ones
+    only (decoding the rest would cost hours), so that the occurrence number of an exact duplicate counts those.
+    Label noise is applied last, to the selected samples, and flips among their classes.
+
+    Raises
+    ------
+    DataError
+        If the data is absent or malformed, or does not hold what the table names.
+    """
+    found = SOURCES[table.source](table)
+    images = found.images
+    names = images.names
+
+    @cache
+    def all_ids() -> npt.NDArray[np.str_]:
+        return sample_ids(images.digests())
+
+    kept = select(
+        table.select,
+        found.labels,
+        found.classes,
+        ids=all_ids,
+        keys=lambda: draws.keys(names if names is not None else all_ids()),
+    )
+    whole = isinstance(images, ArrayImages) or table.select.ids is not None
+    chosen = images.take(kept)
+    ids = all_ids()[kept] if whole else sample_ids(chosen.digests())
+    labels = found.labels[kept]
+    coords = {name: values[kept] for name, values in found.coords.items()}
+    if table.label_noise is not None:
+        among = np.unique(labels) if table.select.classes is not None else np.arange(len(found.classes))
+        coords["true_label"] = labels
+        labels, coords["is_mislabelled"] = flip_labels(table.label_noise, labels, ids, among)
+    exposure = class_schedule(table.exposure, len(found.classes)) if table.exposure is not None else None
+    return SampleSet(
+        ids, labels, found.classes, chosen, f"{table.source}:{table.split}", coords, exposure, table.resident_gib
+    )
+
+
+def validation_table(data: Data, validation: Validation) -> Data:
+    """Return [data] with the differences that [train.validation] names; validation labels are never flipped."""
+    changes = {"split": validation.split, "select": validation.select, "label_noise": None}
+    return data.model_copy(update=changes | ({"root": validation.root} if validation.root is not None else {}))
