@@ -150,6 +150,62 @@ SAMPLES = Cube(
 CUBES: dict[str, Cube] = {SAMPLES.name: SAMPLES}
 
 
+def _result(name: str, units: str, description: str, source: str = "") -> Variable:
+    return Variable(name, ("sample",), "float64", units, description, source)
+
+
+_FORGETTING = "Toneva et al. 2019"
+_CARTOGRAPHY = "Swayamdipta et al. 2020"
+RESULTS: dict[str, Variable] = {
+    v.name: v
+    for v in (
+        _result("csl", "nat", "cumulative sample loss: the sum of the loss over the series", "Ravikumar et al. 2025"),
+        _result("csl_mean", "nat", "mean of the loss over the checkpoints counted"),
+        _result("n_epochs", "1", "checkpoints counted for the sample"),
+        _result("learning_time", "1", "share of checkpoints with the running mean of the gradient norm not below tau"),
+        Variable("learning_tau", (), "float64", "nat", "mean of the running means of the gradient norm"),
+        _result("aum", "logit", "area under the margin: mean margin over the series", "Pleiss et al. 2020, eq. 2"),
+        _result("csg", "nat2", "cumulative sample gradient: the sum of the squared gradient norm over the series"),
+        _result("curvature", "nat", "input-loss curvature over the series", "Garg et al. 2023"),
+        _result("forgetting_events", "1", "times a correct sample became wrong; NaN if never correct", _FORGETTING),
+        _result("first_learned", "presentation", "first presentation that was correct; NaN if none was", _FORGETTING),
+        _result("never_learned", "1", "True where no presentation was correct", _FORGETTING),
+        _result("presentations_needed", "presentation", "presentations until correct for good; NaN if never"),
+        _result("second_split_forgetting", "presentation", "first presentation from which on the sample is wrong"),
+        _result("confidence", "1", "mean probability of the label over the series", _CARTOGRAPHY),
+        _result("variability", "1", "standard deviation (ddof 0) of the probability of the label", _CARTOGRAPHY),
+        _result("variability_ci", "1", "variability with the reference's small-series correction", _CARTOGRAPHY),
+        _result("correctness", "1", "checkpoints at which the sample is correct", _CARTOGRAPHY),
+        _result("threshold_closeness", "1", "confidence (1 - confidence)", _CARTOGRAPHY),
+        _result(
+            "memorization",
+            "1",
+            "mean correctness of runs trained on the sample minus that of the others",
+            "Feldman and Zhang 2020, eq. 1",
+        ),
+        Variable(
+            "influence",
+            ("test_sample", "sample"),
+            "float64",
+            "1",
+            "the same at a test sample",
+            "Feldman and Zhang 2020, eq. 2",
+        ),
+        Variable(
+            "self_confidence", _PER_SAMPLE, "float64", "1", "softmax probability of the label", "Northcutt et al. 2021"
+        ),
+        Variable(
+            "normalized_margin",
+            _PER_SAMPLE,
+            "float64",
+            "1",
+            "(p of the label - largest other p + 1) / 2",
+            "Northcutt et al. 2021",
+        ),
+    )
+}
+
+
 def series_dim(data: xr.Dataset | xr.DataArray, dim: str | None = None) -> str:
     """Return the series dimension of ``data``: ``dim`` if given, else ``epoch`` or ``step``, whichever it has.
 
