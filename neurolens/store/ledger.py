@@ -1,0 +1,207 @@
+"""Ledger: what a cube holds, row by row, as one frozen record."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+
+ABSENT, DONE, FAILED = 0, 1, 2
+STATES = ("absent", "done", "failed")
+SERIES_DIMS = ("epoch", "step")
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One entry that is not absent: a part of a row. ``key`` is hex; ``time`` is seconds since 1970."""
+
+    position: int
+    block: int
+    part: str
+    state: str
+    key: str
+    seconds: float
+    time: float
+    error: str
+    provenance: str
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger of one cube at one snapshot; slots are in order of arrival.
+
+    Attributes
+    ----------
+    positions, epochs, steps : (slot,) int64
+        ``positions`` are those of the series; −1 is unknown in the other.
+    state : (slot, block, part) uint8
+        0 absent, 1 done, 2 failed.
+    key : (slot, block, part) str
+        sha256 in hex, empty where absent.
+    seconds, time : (slot, block, part) float64
+        NaN where absent.
+    error, provenance : (slot, block, part) str
+        Empty where there is none; provenance is JSON.
+    settings : mapping
+        What the group's attributes say: measurement settings, model, data, generation.
+    """
+
+    cube: str
+    snapshot: str
+    series: str
+    generation: int
+    parts: tuple[str, ...]
+    fingerprints: tuple[str, ...]
+    positions: np.ndarray
+    epochs: np.ndarray
+    steps: np.ndarray
+    state: np.ndarray
+    key: np.ndarray
+    seconds: np.ndarray
+    time: np.ndarray
+    error: np.ndarray
+    provenance: np.ndarray
+    settings: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the store holds this cube at all."""
+        return bool(self.settings)
+
+    def slot(self, position: int) -> int | None:
+        """Return the slot of a series position, None where it has none."""
+        found = np.flatnonzero(self.positions == position)
+        return int(found[0]) if len(found) else None
+
+    def entry(self, position: int, block: int, part: str) -> LedgerRow:
+        """Return one entry; what was never written comes back as absent."""
+        slot = self.slot(position)
+        if slot is None or block >= self.state.shape[1] or part not in self.parts:
+            return LedgerRow(position, block, part, STATES[ABSENT], "", np.nan, np.nan, "", "")
+        return self._row(slot, block, self.parts.index(part))
+
+    def is_done(self, position: int, block: int, part: str, key: str) -> bool:
+        """Whether a part of a row is done under this key."""
+        entry = self.entry(position, block, part)
+        return entry.state == STATES[DONE] and entry.key == key
+
+    def rows(self) -> Iterator[LedgerRow]:
+        """Go through all entries that are not absent, ordered by series position, block and part."""
+        order = np.argsort(self.positions, kind="stable")
+        for i, block, part in np.argwhere(self.state[order] != ABSENT):
+            yield self._row(int(order[i]), int(block), int(part))
+
+    def _row(self, slot: int, block: int, part: int) -> LedgerRow:
+        at = (slot, block, part)
+        return LedgerRow(
+            int(self.positions[slot]),
+            block,
+            self.parts[part],
+            STATES[self.state[at]],
+            str(self.key[at]),
+            float(self.seconds[at]),
+            float(self.time[at]),
+            str(self.error[at]),
+            str(self.provenance[at]),
+        )
+
+
+def read_ledger(root: zarr.Group, cube: str, snapshot: str) -> Ledger:
+    """Read the ledger of a cube from a root group; a cube that is not there has an empty one."""
+    group = root.get(cube)
+    if not isinstance(group, zarr.Group):
+        return _empty(cube, snapshot)
+    settings = settings_of(group)
+    ledger = group_in(group, "ledger")
+    series = settings["series"]
+    known = {name: _read(group, name) for name in SERIES_DIMS if name in group}
+    used = int(np.count_nonzero(known[series] >= 0))  # slots are allocated ahead of their use
+    unknown = np.full(used, -1, "int64")
+    cut = slice(0, used)
+    return Ledger(
+        cube=cube,
+        snapshot=snapshot,
+        series=series,
+        generation=settings["generation"],
+        parts=tuple(strings(ledger, "part").tolist()),
+        fingerprints=tuple(strings(ledger, "fingerprint").tolist()),
+        positions=known[series][cut],
+        epochs=known["epoch"][cut] if "epoch" in known else unknown,
+        steps=known["step"][cut] if "step" in known else unknown,
+        state=_read(ledger, "state", cut),
+        key=hex_keys(_read(ledger, "key", cut)),
+        seconds=_read(ledger, "seconds", cut),
+        time=_read(ledger, "time", cut),
+        error=_read(ledger, "error", cut),
+        provenance=_read(ledger, "provenance", cut),
+        settings=settings,
+    )
+
+
+def _empty(cube: str, snapshot: str) -> Ledger:
+    none, text = np.zeros(0, "int64"), np.zeros((0, 0, 0), "U1")
+    numbers = np.zeros((0, 0, 0))
+    return Ledger(
+        cube=cube,
+        snapshot=snapshot,
+        series="",
+        generation=0,
+        parts=(),
+        fingerprints=(),
+        positions=none,
+        epochs=none,
+        steps=none,
+        state=np.zeros((0, 0, 0), "uint8"),
+        key=text,
+        seconds=numbers,
+        time=numbers,
+        error=text,
+        provenance=text,
+        settings={},
+    )
+
+
+def settings_of(group: zarr.Group) -> dict[str, Any]:
+    """Return a group's own attributes."""
+    settings: Any = group.attrs["neurolens"]
+    return dict(settings)
+
+
+def group_in(group: zarr.Group, name: str) -> zarr.Group:
+    """Return a subgroup, typed."""
+    member = group[name]
+    assert isinstance(member, zarr.Group)
+    return member
+
+
+def array_in(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """Return an array, typed, that writes whole chunks even where they are all fill."""
+    member = group[name]
+    assert isinstance(member, zarr.Array)
+    return member.with_config({"write_empty_chunks": True})
+
+
+def strings(group: zarr.Group, name: str) -> np.ndarray:
+    """Read an array of strings, as numpy's fixed-width ones."""
+    return np.asarray(np.asarray(array_in(group, name)[:]).tolist(), str)
+
+
+def _read(group: zarr.Group, name: str, selection: slice = slice(None)) -> np.ndarray:
+    return np.asarray(array_in(group, name)[selection])
+
+
+def hex_keys(raw: np.ndarray) -> np.ndarray:
+    """Turn (…, 32) bytes into (…) hex strings, empty where all bytes are zero."""
+    if raw.size == 0:
+        return np.zeros(raw.shape[:-1], "U64")
+    text = np.frombuffer(np.ascontiguousarray(raw).tobytes().hex().encode(), "S64").astype("U64")
+    return np.where(raw.any(axis=-1), text.reshape(raw.shape[:-1]), "")
+
+
+def key_bytes(key: str) -> np.ndarray:
+    """Turn a sha256 in hex into its 32 bytes."""
+    return np.frombuffer(bytes.fromhex(key), "uint8")

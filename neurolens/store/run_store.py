@@ -1,0 +1,401 @@
+"""Store: the one way to read a run's ledger and to write its rows."""
+
+import contextlib
+import datetime
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import icechunk
+import numpy as np
+import zarr
+
+from neurolens import __version__, schema
+from neurolens.errors import StoreError, nearest
+from neurolens.store import commits, layout, locks, repository
+from neurolens.store.layout import Layout, SampleCoords, Wanted
+from neurolens.store.ledger import Ledger, read_ledger
+from neurolens.store.locks import RowId
+
+COMMIT_TRIES = 40
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One committed state of a store."""
+
+    id: str
+    time: datetime.datetime
+    message: str
+
+
+def open_store(
+    url: str | os.PathLike[str],
+    *,
+    endpoint: str | None = None,
+    region: str | None = None,
+    create: bool = False,
+    readonly: bool = False,
+) -> "Store":
+    """Open the store of a run: a local folder or ``s3://bucket/prefix``.
+
+    Parameters
+    ----------
+    endpoint, region
+        Of an S3-compatible server; absent: from the environment, as are the credentials.
+    create
+        Make an empty store if there is none.
+    readonly
+        Take no lock and refuse to write.
+
+    Raises
+    ------
+    StoreError
+        If there is no store, it is not ours, it is newer than this version, it cannot be written (and
+        ``readonly`` was not asked for), or its S3 server ignores conditional writes.
+    MissingExtraError
+        If an S3 store is to be written and boto3 is absent.
+    """
+    text = os.fspath(url)
+    if not repository.is_s3(text):
+        text = str(repository.local_path(text))
+    try:
+        repo = repository.open_repository(text, endpoint=endpoint, region=region)
+    except StoreError:
+        if not create or readonly:
+            raise
+        repo = repository.create_repository(text, endpoint=endpoint, region=region, version=__version__)
+    store = Store(text, repo, endpoint=endpoint, region=region, readonly=readonly)
+    own = store.attributes()
+    if own.get("format") is None:
+        raise StoreError(f"{text}: this icechunk repository was not written by neurolens; name another place")
+    if own["format"] > repository.FORMAT:
+        raise StoreError(
+            f"{text}: the store has format {own['format']} (neurolens {own.get('version')}), and this is neurolens "
+            f"{__version__}, which reads up to format {repository.FORMAT}; upgrade neurolens"
+        )
+    if not readonly:
+        store.check_writable()
+    return store
+
+
+class Store:
+    """The store of one run. Every read is at the tip of the history; every write is one commit.
+
+    Opened by `open_store`. It can be pickled, and is then opened anew where it is unpickled.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        repo: icechunk.Repository,
+        *,
+        endpoint: str | None = None,
+        region: str | None = None,
+        readonly: bool = False,
+    ) -> None:
+        self.url = url
+        self.endpoint = endpoint
+        self.region = region
+        self.readonly = readonly
+        self.repository = repo
+        self._generations: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[Any, ...]]:
+        return _reopen, (self.url, self.endpoint, self.region, self.readonly, self._generations)
+
+    @property
+    def snapshot_id(self) -> str:
+        """The id of the tip."""
+        with repository.explained(self.url):
+            return str(self.repository.lookup_branch(repository.BRANCH))
+
+    def root(self, *, snapshot: str | None = None, tag: str | None = None) -> tuple[zarr.Group, str]:
+        """Return the root group, read-only, at the tip or at a snapshot or tag, and the id of its snapshot.
+
+        Raises
+        ------
+        StoreError
+            If there is no such snapshot or tag.
+        """
+        if tag is not None:
+            known = self.tags()
+            if tag not in known:
+                raise StoreError(f"{self.url}: there is no tag {tag!r}; {nearest(tag, known)}")
+            snapshot = known[tag]
+        with repository.explained(self.url):
+            branch = None if snapshot else repository.BRANCH
+            session = self.repository.readonly_session(branch, snapshot_id=snapshot)
+            return zarr.open_group(session.store, mode="r", use_consolidated=False), str(session.snapshot_id)
+
+    def attributes(self) -> dict[str, Any]:
+        """Return what the root says: format, run, version; empty if another program made this repository."""
+        try:
+            root, _ = self.root()
+        except FileNotFoundError:
+            return {}
+        own: Any = root.attrs.get("neurolens", {})
+        return dict(own)
+
+    def check_writable(self) -> None:
+        """Raise StoreError if this process may not write here, or if shared writing is not safe here."""
+        if repository.is_s3(self.url):
+            from neurolens.store import s3
+
+            s3.require_conditional_put(self.url, endpoint=self.endpoint, region=self.region)
+            return
+        path = repository.local_path(self.url)
+        with repository.explained(self.url):
+            locks.side_folder(path)
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(13, "permission denied")
+
+    def layout(self, cube: str) -> Layout | None:
+        """Return how a cube's samples lie at the tip, None if the store does not hold the cube."""
+        root, _ = self.root()
+        return layout.read_layout(root, cube)
+
+    def propose(
+        self,
+        cube: schema.Cube,
+        *,
+        run: str,
+        series: str,
+        samples: SampleCoords,
+        settings: Mapping[str, Any],
+        exposure: Mapping[int, Sequence[int]] | None = None,
+        variables: Iterable[str] | None = None,
+    ) -> Layout:
+        """Return the layout that `prepare` would leave, writing nothing; its ``change`` says what would change."""
+        wanted = _wanted(cube, run, series, samples, settings, exposure, variables)
+        root, _ = self.root()
+        return layout.propose(root, wanted)
+
+    def prepare(
+        self,
+        cube: schema.Cube,
+        *,
+        run: str,
+        series: str,
+        samples: SampleCoords,
+        settings: Mapping[str, Any],
+        exposure: Mapping[int, Sequence[int]] | None = None,
+        variables: Iterable[str] | None = None,
+    ) -> Layout:
+        """Make the cube's group what the run wants, in one commit, or in none if it is so already.
+
+        Samples that are new are appended as a block; existing ones keep their place, whatever the order given.
+        Removed samples, changed labels or classes, or a changed dtype start a new generation of the group: the old
+        one stays readable at ``previous_snapshot``. Changed coordinates and settings are updated in place.
+
+        Parameters
+        ----------
+        run
+            Name of the run; a store holds one.
+        series
+            ``epoch`` or ``step``.
+        settings
+            JSON-able description, kept with the group; ``parts`` maps each measured part to its settings, and says
+            which arrays are made.
+        exposure
+            Class schedule: first epoch → the classes that count as shown from there on.
+        variables
+            Make arrays for these only (an import may bring fewer than its parts declare).
+
+        Raises
+        ------
+        StoreError
+            If the store holds another run, or the cube's series is the other one.
+        SchemaError
+            If ids repeat, shapes or labels do not fit, or a name is unknown.
+        """
+        wanted = _wanted(cube, run, series, samples, settings, exposure, variables)
+        root, _ = self.root()
+        proposed = layout.propose(root, wanted)
+        changed = proposed.change
+        if changed:
+            self.transact(f"{cube.name}: {changed}", lambda root, tip: layout.apply(root, wanted, tip))
+            root, _ = self.root()
+        result = layout.read_layout(root, cube.name, changed)
+        assert result is not None
+        self._generations[cube.name] = result.generation
+        return result
+
+    def ledger(self, cube: str) -> Ledger:
+        """Return the ledger of a cube at the tip; empty if the store does not hold the cube. A pure read."""
+        root, snapshot = self.root()
+        with repository.explained(self.url):
+            return read_ledger(root, cube, snapshot)
+
+    @contextlib.contextmanager
+    def claim(self, cube: str, rows: Sequence[RowId]) -> Iterator[frozenset[RowId]]:
+        """Claim rows without waiting, and yield those won; read the ledger again before computing them.
+
+        Another process or thread cannot win them until the block is left; the kernel frees them if this process dies
+        (on S3 they lapse some time after).
+        """
+        self._require_writable()
+        if repository.is_s3(self.url):
+            from neurolens.store import s3
+
+            claims = s3.claim_rows(self.url, cube, rows, endpoint=self.endpoint, region=self.region)
+        else:
+            claims = locks.claim_rows(repository.local_path(self.url), cube, rows)
+        with claims as won:
+            yield won
+
+    def write_row(
+        self,
+        cube: schema.Cube,
+        row: RowId,
+        *,
+        positions: Mapping[str, int | None],
+        values: Mapping[str, np.ndarray],
+        keys: Mapping[str, str],
+        seconds: float,
+        provenance: Mapping[str, Any],
+        generation: int | None = None,
+    ) -> str:
+        """Commit one row: data, sums per class and ledger entries at once; return the snapshot's id.
+
+        Parameters
+        ----------
+        row
+            (series position, block).
+        positions
+            ``{"epoch": e, "step": s}``; None where unknown, except in the series' own.
+        values
+            Variable → (n,), in the order of the block. Of the parts in ``keys``, variables without a value are set
+            to *not measured*; other parts are left as they are.
+        keys
+            Part → sha256 in hex.
+        generation
+            The generation the row was measured for; absent: the one this object prepared, if it did.
+
+        Raises
+        ------
+        SchemaError
+            If names, shapes, dtypes or keys do not fit.
+        StoreError
+            If the cube was not prepared, its samples were changed meanwhile, or the commit is not possible.
+        """
+        generation = self._generations.get(cube.name) if generation is None else generation
+        entry = commits.Row(cube, row, positions, keys, provenance, values, seconds, generation)
+        commits.check(entry)
+        return self.transact(entry.message, lambda root, _: commits.write_done(root, entry))
+
+    def write_failure(
+        self,
+        cube: schema.Cube,
+        row: RowId,
+        *,
+        positions: Mapping[str, int | None],
+        keys: Mapping[str, str],
+        error: str,
+        provenance: Mapping[str, Any],
+        generation: int | None = None,
+    ) -> str:
+        """Record that parts of a row failed, and why; return the snapshot's id.
+
+        What is done under the same key stays done. What is done under another key is stale: it becomes failed and
+        reads as not measured from now on (the history keeps it).
+        """
+        generation = self._generations.get(cube.name) if generation is None else generation
+        entry = commits.Row(cube, row, positions, keys, provenance, {}, generation=generation)
+        commits.check(entry)
+        return self.transact(f"{entry.message} failed", lambda root, _: commits.write_failed(root, entry, error))
+
+    def transact(self, message: str, write: Callable[[zarr.Group, str], object]) -> str:
+        """Run ``write(root, tip)`` on a session at the tip, commit it, and return the id of the new tip.
+
+        Locally this holds the commit lock. On S3 other writers are met by rebasing; where both changed the same
+        thing, ``write`` is called again on the new tip, so it must depend on nothing but its arguments.
+
+        Raises
+        ------
+        StoreError
+            If the store is read-only, or the commit does not succeed.
+        """
+        self._require_writable()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(repository.explained(self.url))
+            if not repository.is_s3(self.url):
+                stack.enter_context(locks.commit_lock(repository.local_path(self.url)))
+            for attempt in range(COMMIT_TRIES):
+                session = self.repository.writable_session(repository.BRANCH)
+                tip = str(session.snapshot_id)
+                write(zarr.open_group(session.store, mode="r+", use_consolidated=False), tip)
+                if not session.has_uncommitted_changes:
+                    return tip
+                try:
+                    return _commit(session, message)
+                except icechunk.RebaseFailedError:
+                    time.sleep(random.uniform(0, min(2.0, 0.02 * 2**attempt)))
+        raise StoreError(f"{self.url}: {COMMIT_TRIES} tries to commit met other writers; run fewer at once")
+
+    def tag(self, name: str, snapshot: str | None = None) -> str:
+        """Name a snapshot (the tip, if none is given) for good, and return its id.
+
+        Raises
+        ------
+        StoreError
+            If the name is taken, or there is no such snapshot.
+        """
+        self._require_writable()
+        taken = self.tags()
+        if name in taken:
+            raise StoreError(f"{self.url}: tag {name!r} names snapshot {taken[name]} already; choose another name")
+        _, snapshot = self.root(snapshot=snapshot)
+        with repository.explained(self.url):
+            self.repository.create_tag(name, snapshot)
+        return snapshot
+
+    def tags(self) -> dict[str, str]:
+        """Return every tag and the id of its snapshot, by name."""
+        with repository.explained(self.url):
+            return {t: str(self.repository.lookup_tag(t)) for t in sorted(self.repository.list_tags())}
+
+    def history(self) -> Iterator[Snapshot]:
+        """Go through the committed snapshots, newest first."""
+        with repository.explained(self.url):
+            for info in self.repository.ancestry(branch=repository.BRANCH):
+                yield Snapshot(info.id, info.written_at, info.message)
+
+    def _require_writable(self) -> None:
+        if self.readonly:
+            raise StoreError(f"{self.url}: the store was opened with readonly=True; open it without to write")
+
+
+def _commit(session: icechunk.Session, message: str) -> str:
+    while True:
+        try:
+            return str(session.commit(message))
+        except icechunk.ConflictError:
+            session.rebase(icechunk.ConflictDetector())
+
+
+def _wanted(
+    cube: schema.Cube,
+    run: str,
+    series: str,
+    samples: SampleCoords,
+    settings: Mapping[str, Any],
+    exposure: Mapping[int, Sequence[int]] | None,
+    variables: Iterable[str] | None,
+) -> Wanted:
+    names = None if variables is None else tuple(variables)
+    wanted = Wanted(cube, run, series, samples, settings, exposure, names)
+    layout.check(wanted)
+    return wanted
+
+
+def _reopen(url: str, endpoint: str | None, region: str | None, readonly: bool, generations: dict[str, int]) -> Store:
+    store = open_store(url, endpoint=endpoint, region=region, readonly=readonly)
+    store._generations.update(generations)
+    return store
