@@ -1,0 +1,322 @@
+"""A checkpoint's tensors: read without executing what the file holds, check them, copy them into a network."""
+
+import os
+import pickle
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from neurolens.checkpoints import Checkpoint
+from neurolens.errors import CheckpointError, ModelMismatchError, NonFiniteError, nearest
+from neurolens.fingerprints import fingerprint
+from neurolens.study import Checkpoints as Table
+
+STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
+
+_FOREIGN = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run: git lfs pull",
+    b"\x89HDF": "an HDF5 file; save a state dict with torch.save or safetensors",
+    b"\x1f\x8b": "compressed with gzip; unpack it first",
+    b"\x93NUMPY": "a NumPy array; save a state dict with torch.save or safetensors",
+    b"<": "a web page or XML, perhaps a failed download; fetch it again",
+}
+_LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # begins files of torch.save before 1.6
+# What torch's readers raise on bytes that are not what they expect.
+_UNREADABLE = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+    MemoryError,
+    struct.error,
+)
+
+
+def load(module: nn.Module, checkpoint: Checkpoint, table: Table, *, allow_non_finite: bool = False) -> None:
+    """Fill a network from a checkpoint, as the study says, and be sure that the weights are those of its digest.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read safely, or changed since it was discovered.
+    ModelMismatchError
+        If its tensors do not fit; the network is then as it was.
+    NonFiniteError
+        If a tensor holds NaN or infinity and that is not allowed; it names the first such tensor.
+    """
+    state = read_state(
+        checkpoint.path, trust=table.trust, state_key=table.state_key, strip_prefixes=table.strip_prefixes
+    )
+    if not allow_non_finite and (name := non_finite(state)) is not None:
+        raise NonFiniteError(
+            f"'{checkpoint.path}' has NaN or infinity in {name!r}: the run had diverged by then; "
+            "leave the checkpoint out with checkpoints.end, or set samples.allow_non_finite = true"
+        )
+    try:
+        fill(module, state)
+    except ModelMismatchError as error:
+        raise ModelMismatchError(f"'{checkpoint.path}': {error}") from error
+    if fingerprint(checkpoint.path).digest != checkpoint.digest:
+        raise CheckpointError(f"'{checkpoint.path}' changed while it was being measured; run again")
+
+
+def read_state(
+    path: str | os.PathLike[str],
+    *,
+    trust: bool = False,
+    state_key: str | None = None,
+    strip_prefixes: Iterable[str] = (),
+) -> dict[str, Tensor]:
+    """Read the state dict of a checkpoint onto the CPU, wherever it was saved from.
+
+    Parameters
+    ----------
+    path
+        A file of torch.save that holds a state dict, or a dict with one under one of `STATE_KEYS`; or a safetensors
+        file. Tensors are mapped from the file, not copied: keep them no longer than until `fill`.
+    trust
+        Allow the file to execute code when it is read. Only then may it hold a whole pickled module.
+    state_key
+        Where in the file the state dict is; nested keys are joined by dots. Absent: found.
+    strip_prefixes
+        Prefixes removed from tensor names, in this order, each where a name has it.
+
+    Raises
+    ------
+    MissingCheckpointError
+        If there is no such file.
+    CheckpointError
+        If it is truncated, damaged, of another format, or would execute code; or if it holds no state dict, or several.
+    """
+    path = Path(path)
+    damage = fingerprint(path).damage
+    if damage:
+        raise CheckpointError(f"'{path}' cannot be read: {damage}")
+    state = _state_in(_content(path, trust), state_key, path)
+    for prefix in strip_prefixes:
+        stripped = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        if len(stripped) < len(state):
+            raise CheckpointError(
+                f"'{path}': without the prefix {prefix!r} two tensors have the same name; "
+                "correct checkpoints.strip_prefixes"
+            )
+        state = stripped
+    return state
+
+
+def _content(path: Path, trust: bool) -> Any:
+    """Return what the file holds, by its first bytes."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if not head:
+        raise CheckpointError(f"'{path}' is empty (0 bytes): its writing was interrupted; restore it, or delete it")
+    if path.suffix == ".safetensors" or (len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0"):
+        try:
+            return safetensors.torch.load_file(path, device="cpu")
+        except (safetensors.SafetensorError, *_UNREADABLE) as error:
+            raise CheckpointError(
+                f"'{path}' is not a whole safetensors file ({_first_line(error)}); restore it, or delete it"
+            ) from error
+    for magic, what in _FOREIGN.items():
+        if head.lstrip().startswith(magic):
+            raise CheckpointError(f"'{path}' is not a checkpoint but {what}")
+    if head[257:262] == b"ustar":
+        raise CheckpointError(f"'{path}' is not a checkpoint but a tar archive; unpack it first")
+    zipped = head.startswith(b"PK\x03\x04")
+    if head[0] == 0x80 and _LEGACY not in head[:32]:
+        raise CheckpointError(
+            f"'{path}' is a plain pickle, which executes code when it is read and was not written by torch.save; "
+            "save model.state_dict() with torch.save or safetensors"
+        )
+    if not zipped and head[0] != 0x80:
+        raise CheckpointError(
+            f"'{path}' is not a checkpoint: it begins with {head[:8]!r}; "
+            "a file of torch.save or safetensors was needed; correct checkpoints.pattern"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
+    except _UNREADABLE as error:
+        if not trust and isinstance(error, pickle.UnpicklingError) and (name := _code_in(str(error))):
+            raise CheckpointError(
+                f"'{path}' was refused: reading it executes code (it refers to {name}). "
+                "Save the state dict alone, torch.save(model.state_dict(), …); or, if you trust where the file comes "
+                "from, set checkpoints.trust = true"
+            ) from error
+        raise CheckpointError(
+            f"'{path}' cannot be read: it is damaged, or torch.save did not write it ({_first_line(error)}); "
+            "restore it, or delete it"
+        ) from error
+
+
+def _code_in(message: str) -> str:
+    """Return what a file wanted executed, by the message of torch's restricted unpickler; empty if nothing."""
+    if found := re.search(r"GLOBAL ([\w.]+)", message):
+        return found[1]
+    if found := re.search(
+        r"(?:Trying to (?:call reduce for unrecognized function|instantiate|load)) ([^\n]+)", message
+    ):
+        return found[1]
+    return "an unsupported instruction" if "Unsupported operand" in message and "weights_only" in message else ""
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+
+
+def _state_in(content: Any, state_key: str | None, path: Path) -> dict[str, Tensor]:
+    """Find the state dict in what a file holds, and check that it is one."""
+    if state_key is not None:
+        content = _at(content, state_key, path)
+    elif isinstance(content, Mapping) and not _all_tensors(content):
+        present = [key for key in STATE_KEYS if isinstance(content.get(key), Mapping | nn.Module)]
+        if len(present) != 1:
+            found = f"several: {present}" if present else f"none; its keys are {[str(k) for k in content][:12]}"
+            raise CheckpointError(f"'{path}' should hold one state dict, found {found}; name it: checkpoints.state_key")
+        content = content[present[0]]
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(
+            f"'{path}' should hold a state dict, found {'an empty one' if content == {} else type(content).__name__}; "
+            "save model.state_dict(), or name its place: checkpoints.state_key"
+        )
+    state = {}
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"'{path}': {name!r} in the state dict is of type {type(tensor).__name__}, and a tensor was needed; "
+                "name the right place: checkpoints.state_key"
+            )
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise CheckpointError(
+                f"'{path}': tensor {name!r} is sparse, quantized or without data; save it as a dense tensor"
+            )
+        state[name] = tensor.detach()
+    return state
+
+
+def _at(content: Any, state_key: str, path: Path) -> Any:
+    """Follow a key, whole or by its dots."""
+    if isinstance(content, Mapping) and state_key in content:
+        return content[state_key]
+    for part in state_key.split("."):
+        if not isinstance(content, Mapping) or part not in content:
+            keys = [str(k) for k in content] if isinstance(content, Mapping) else []
+            raise CheckpointError(f"'{path}' has no {state_key!r}; {nearest(part, keys)}; mend checkpoints.state_key")
+        content = content[part]
+    return content
+
+
+def _all_tensors(content: Mapping[Any, Any]) -> bool:
+    return bool(content) and all(isinstance(value, Tensor) for value in content.values())
+
+
+def non_finite(state: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity, or None if all are finite."""
+    for name, tensor in state.items():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        values = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+        # A finite sum proves every term finite and is one pass; an infinite one may only have overflowed.
+        if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
+            return name
+    return None
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a state dict into a network's own tensors; nothing refers to ``state`` or its file afterwards.
+
+    Names and shapes must be the network's, exactly; on an error nothing was copied. Of batch norm's counter
+    ``num_batches_tracked`` alone a file may know nothing (before torch 0.4.1 there was none); it is then 0. Floating
+    dtypes may widen on the way, as float16 to float32, and never narrow.
+
+    Raises
+    ------
+    ModelMismatchError
+        With every missing, unexpected and misshapen tensor counted, the first of them named, and the mend.
+    """
+    targets = {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    missing = [k for k in targets if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in targets]
+    misshapen = [k for k, v in targets.items() if k in state and state[k].shape != v.shape]
+    if missing or unexpected or misshapen:
+        raise ModelMismatchError(_report(targets, state, missing, unexpected, misshapen))
+    for name, target in targets.items():
+        if name in state and state[name].dtype != target.dtype and not _widens(state[name].dtype, target.dtype):
+            raise ModelMismatchError(
+                f"tensor {name!r} is {state[name].dtype} in the checkpoint and {target.dtype} in the network; "
+                f"that loses precision: save the checkpoint as {target.dtype}"
+            )
+    with torch.no_grad():
+        for name, target in targets.items():
+            if name in state:
+                target.copy_(state[name])
+            else:
+                target.zero_()
+
+
+def _widens(source: torch.dtype, target: torch.dtype) -> bool:
+    return source.is_floating_point and target.is_floating_point and target.itemsize > source.itemsize
+
+
+def _report(
+    targets: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    misshapen: list[str],
+) -> str:
+    """Say how a state dict differs from a network, and what would mend it."""
+    lines = ["the checkpoint's tensors do not fit the network:"]
+    lines += [f"{len(missing)} missing ({_few(missing)})"] if missing else []
+    lines += [f"{len(unexpected)} unexpected ({_few(unexpected)})"] if unexpected else []
+    if misshapen:
+        shapes = [f"{k}: {tuple(state[k].shape)} in the file, {tuple(targets[k].shape)} here" for k in misshapen]
+        lines += [f"{len(misshapen)} of another shape ({_few(shapes)})"]
+    prefix = _prefix(targets, state) if missing else None
+    classes = _classes(targets, state, misshapen) if not missing and not unexpected else None
+    if prefix is not None:
+        mend = f'set checkpoints.strip_prefixes = ["{prefix}"]'
+    elif classes is not None:
+        mend = f"the file has {classes[0]} classes and the network {classes[1]}: set model.classes = {classes[0]}"
+    else:
+        mend = "set model.name and model.options to the network that was trained, or checkpoints.state_key to its place"
+    return "; ".join([" ".join(lines[:2]), *lines[2:], mend])
+
+
+def _few(names: list[str], shown: int = 4) -> str:
+    return ", ".join(names[:shown]) + (f", and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _prefix(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
+    """Return a prefix whose removal would supply every tensor of the network, if there is one."""
+    needed = {k for k in targets if not k.endswith("num_batches_tracked")}
+    first = next(iter(needed), None)
+    candidates = {k[: -len(first)] for k in state if first and k.endswith("." + first)}
+    working = [p for p in candidates if needed <= {k.removeprefix(p) for k in state}]
+    return min(working, key=len, default=None)
+
+
+def _classes(
+    targets: Mapping[str, Tensor], state: Mapping[str, Tensor], misshapen: list[str]
+) -> tuple[int, int] | None:
+    """Return the numbers of classes in the file and here, if the last layer's outputs are all that differs."""
+    sizes = {(tuple(state[k].shape), tuple(targets[k].shape)) for k in misshapen}
+    counts = {(a[0], b[0]) for a, b in sizes if a and b and a[1:] == b[1:]}
+    last = next((k for k in reversed(list(targets)) if targets[k].is_floating_point()), "").rpartition(".")[0]
+    rest_agree = all(a and b and a[1:] == b[1:] for a, b in sizes)
+    return counts.pop() if rest_agree and len(counts) == 1 and any(k.startswith(last) for k in misshapen) else None
