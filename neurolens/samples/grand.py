@@ -1,0 +1,397 @@
+"""GraNd: the norm of every sample's parameter gradient, from one forward and one backward pass of the batch.
+
+A linear layer's gradient for one sample is G Aᵀ, of its inputs A (features × positions) and the gradients G of its
+outputs. Its norm needs no parameter-sized array where positions are few (‖G Aᵀ‖² = ⟨AᵀA, GᵀG⟩, Goodfellow 2015 and
+Li et al. 2022), and one small product per sample where they are many; each layer takes the cheaper way. Parameters of
+other layers, and shared ones, are differentiated per sample by `torch.func.vmap`, exactly and more slowly.
+"""
+
+import logging
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from neurolens.errors import ModelMismatchError
+from neurolens.samples.softmax import cotangent
+
+PRODUCTS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
+"""Layers whose gradient is a product of inputs and output gradients."""
+AFFINES: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
+"""Layers that scale and shift a normalised input."""
+
+COLUMN_BYTES = 2**24
+EXPLICIT_BYTES = 2**28
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Use:
+    """One call of a layer: its input, the version of that tensor, and the gradient of its output when it is known."""
+
+    inputs: Tensor
+    version: int
+    gradient: Tensor | None = None
+
+
+@dataclass
+class _Pass:
+    """What one forward and backward pass has seen so far."""
+
+    size: int
+    uses: dict[nn.Module, list[_Use]] = field(default_factory=dict)
+    unfit: set[nn.Module] = field(default_factory=set)
+    overwritten: set[nn.Module] = field(default_factory=set)
+
+
+class GradientNorms:
+    """``with GradientNorms(module) as norms: norms(inputs, labels)`` → (n,) float64 parameter-gradient norms.
+
+    All parameters that require a gradient count. The module is in eval mode inside the block, and as it was after it;
+    its parameters are only read. ``norms.explicit`` names the parameters that are differentiated one sample at a time
+    (under vmap), because no shortcut is known for their layer, they are shared, or they are used outside their layer.
+
+    Raises
+    ------
+    ModelMismatchError
+        If no parameter requires a gradient, or a layer can be handled neither way; the message names its type.
+
+    References
+    ----------
+    Paul et al. 2021, "Deep Learning on a Data Diet", definition 2.1. Goodfellow 2015, "Efficient Per-Example Gradient
+    Computations". Li et al. 2022, "Large Language Models Can Be Strong Differentially Private Learners", §4.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.wanted = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        if not self.wanted:
+            raise ModelMismatchError(
+                "no parameter of the network requires a gradient, and GraNd needs one; "
+                "leave requires_grad on, or set grand = false in [samples]"
+            )
+        owners = Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
+        self._ghost: dict[nn.Module, dict[str, nn.Parameter]] = {}
+        for layer in module.modules():
+            own = {
+                name: p for name, p in layer.named_parameters(recurse=False) if p.requires_grad and owners[id(p)] == 1
+            }
+            batch_dependent = "running_mean" in layer._buffers and layer._buffers["running_mean"] is None
+            if own and type(layer) in PRODUCTS + AFFINES and own.keys() <= {"weight", "bias"} and not batch_dependent:
+                self._ghost[layer] = own
+        self._copied: set[nn.Module] = set()
+        self._reused: set[nn.Module] = set()
+        self._pass: _Pass | None = None
+        self._sums: Tensor | None = None
+        self._checked = False
+        self._handles: list[RemovableHandle] = []
+        self._training: list[nn.Module] = []
+
+    @property
+    def explicit(self) -> tuple[str, ...]:
+        """Names of the parameters that are differentiated per sample."""
+        ghost = {id(p) for own in self._ghost.values() for p in own.values()}
+        return tuple(name for name, p in self.wanted.items() if id(p) not in ghost)
+
+    def __enter__(self) -> "GradientNorms":
+        self._training = [m for m in self.module.modules() if m.training]
+        self.module.eval()
+        for parameter in self.wanted.values():
+            parameter.requires_grad_(False)
+        self._handles = [m.register_forward_hook(self._saw, with_kwargs=True) for m in self._ghost]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for parameter in self.wanted.values():
+            parameter.requires_grad_(True)
+        for module in self._training:
+            module.training = True
+
+    def __call__(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the norm of each sample's parameter gradient, (n,) float64, on the CPU."""
+        if not inputs.is_floating_point():
+            self._ghost.clear()
+        squares = self._ghost_squares(inputs, labels)
+        if not self._checked and bool(squares.max() > 0) and self._ghost:
+            self._check(inputs, labels, squares)
+        names = self.explicit
+        if names:
+            squares = squares + self._explicit_squares(names, inputs, labels)
+        return squares.cpu().sqrt()
+
+    def _ghost_squares(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Sum the squared norms over the layers with a shortcut, demoting layers that turn out not to have one."""
+        while self._ghost:
+            seen = self._pass = _Pass(len(inputs))
+            self._sums = _zeros(inputs)
+            leaf = inputs.detach().requires_grad_()
+            try:
+                logits = self.module(leaf)
+                self._reused = {m for m, uses in seen.uses.items() if len(uses) > 1}
+                unfit = seen.unfit | (self._ghost.keys() - seen.uses.keys())
+                if not unfit:
+                    torch.autograd.grad(logits, leaf, cotangent(logits, labels))
+            finally:
+                self._pass = None
+            if unfit:
+                for layer in unfit:
+                    del self._ghost[layer]
+            elif seen.overwritten:
+                self._copied |= seen.overwritten
+            else:
+                for layer in self._reused:
+                    self._sums += self._squares(layer, [u for u in seen.uses[layer] if u.gradient is not None])
+                return self._sums
+        return _zeros(inputs)
+
+    def _saw(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Forward hook: note the input, and ask for the gradient of the output.
+
+        A tensor hook gets the gradient of the output as it is now, also if an in-place ReLU overwrites it later
+        (module backward hooks fail there).
+        """
+        seen = self._pass
+        if seen is None:
+            return
+        given = args[0] if args else kwargs.get("input")
+        if (
+            not isinstance(given, Tensor)
+            or not isinstance(output, Tensor)
+            or len(given) != seen.size
+            or not output.requires_grad
+            or given.ndim < (3 if isinstance(layer, nn.Conv1d) else 4 if isinstance(layer, nn.Conv2d) else 2)
+        ):
+            seen.unfit.add(layer)
+            return
+        given = given.detach()
+        if layer in self._copied:
+            given = given.clone()
+        use = _Use(given, given._version)
+        seen.uses.setdefault(layer, []).append(use)
+
+        def arrived(gradient: Tensor) -> None:
+            if use.inputs._version != use.version:
+                seen.overwritten.add(layer)
+            elif layer in self._reused:
+                use.gradient = gradient
+            else:
+                use.gradient = gradient
+                assert self._sums is not None
+                self._sums += self._squares(layer, [use])
+                use.inputs, use.gradient = gradient.new_empty(0), None  # the graph keeps this closure to its end
+
+        output.register_hook(arrived)  # type: ignore[no-untyped-call]
+
+    def _squares(self, layer: nn.Module, uses: list[_Use]) -> Tensor:
+        pairs = [(u.inputs, u.gradient) for u in uses if u.gradient is not None]
+        if not pairs:
+            return torch.zeros((), dtype=torch.float64, device=self._device)
+        with torch.no_grad():
+            names = self._ghost[layer].keys()
+            if isinstance(layer, PRODUCTS):
+                return _product_squares(layer, pairs, names)
+            return _affine_squares(layer, pairs, names)
+
+    def _explicit_squares(self, names: tuple[str, ...], inputs: Tensor, labels: Tensor) -> Tensor:
+        """Sum the squared norms over the named parameters, with each sample's gradient written out."""
+        chosen = {name: self.wanted[name].detach() for name in names}
+
+        def projected(parameters: dict[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
+            logits = torch.func.functional_call(self.module, parameters, (sample[None],))
+            weighted: Tensor = (logits * cotangent(logits, label[None])).sum()
+            return weighted
+
+        rows = max(1, EXPLICIT_BYTES // sum(p.numel() * p.element_size() for p in chosen.values()))
+        gradients = torch.func.vmap(torch.func.grad(projected), in_dims=(None, 0, 0))
+        out = []
+        try:
+            for sample, label in zip(torch.split(inputs.detach(), rows), torch.split(labels, rows), strict=True):
+                total = _zeros(sample)
+                for gradient in gradients(chosen, sample, label).values():
+                    total += _row_squares(gradient)
+                out.append(total)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            raise ModelMismatchError(
+                f"GraNd cannot differentiate per sample through {', '.join(self._owners(names))} ({error}); "
+                "set grand = false in [samples], or build the network from linear, convolution and norm layers"
+            ) from error
+        return torch.cat(out)
+
+    def _owners(self, names: tuple[str, ...]) -> list[str]:
+        """Type and place of the modules that hold the named parameters."""
+        places = dict.fromkeys(name.rpartition(".")[0] for name in names)
+        return [f"{type(self.module.get_submodule(p)).__name__} ({p or 'the network itself'})" for p in places]
+
+    def _check(self, inputs: Tensor, labels: Tensor, squares: Tensor) -> None:
+        """Compare one sample with plain autograd: a parameter also used outside its layer would go unseen otherwise."""
+        at = int(squares.argmax())
+        ghost = [p for own in self._ghost.values() for p in own.values()]
+        for p in ghost:
+            p.requires_grad_(True)
+        logits = self.module(inputs[at : at + 1].detach())
+        found = torch.autograd.grad(logits, ghost, cotangent(logits, labels[at : at + 1]), allow_unused=True)
+        for p in ghost:
+            p.requires_grad_(False)
+        expected = math.fsum(float(_row_squares(g[None])) for g in found if g is not None)
+        self._checked = True
+        if not math.isclose(expected, float(squares[at]), rel_tol=1e-3):
+            _log.info("parameters are used outside their layers: every gradient is written out (slower, exact)")
+            self._ghost.clear()
+            squares.zero_()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.wanted.values())).device
+
+
+def grand(module: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the L2 norm of each sample's loss gradient in all parameters that require one.
+
+    Parameters
+    ----------
+    module : network
+        Used in eval mode; left as it was.
+    inputs : (n, …), normalised input
+    labels : (n,) int64
+
+    Returns
+    -------
+    grand : (n,) float64, nat per parameter, on the CPU
+
+    References
+    ----------
+    Paul et al. 2021, definition 2.1; see :class:`GradientNorms`.
+    """
+    with GradientNorms(module) as norms:
+        return norms(inputs, labels)
+
+
+def seed_scores(
+    module: nn.Module, inputs: Tensor, labels: Tensor, *, weight_decay: float = 1e-4
+) -> tuple[Tensor, Tensor]:
+    """Return the reference's penalised scores: L = cross-entropy + weight_decay·‖θ‖², and ‖dL/dθ‖, per sample.
+
+    The reference stores them under the names of the loss and the input-gradient norm, which they are not; they are
+    here to reproduce its files. ‖g + 2λθ‖² = ‖g‖² + 4λ⟨g, θ⟩ + 4λ²‖θ‖², and ⟨g, θ⟩ is one forward-mode pass.
+
+    Returns
+    -------
+    loss, norm : (n,) float64 each
+    """
+    norms = grand(module, inputs, labels)
+    parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    square = sum(float(p.double().square().sum()) for p in parameters.values())
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    with torch.no_grad():
+        logits, tangent, *_ = torch.func.jvp(
+            lambda p: torch.func.functional_call(module, p, (inputs,)), (parameters,), (parameters,)
+        )
+    for m in training:
+        m.training = True
+    along = (cotangent(logits, labels).double() * tangent.double()).sum(dim=1).cpu()
+    loss = F.cross_entropy(logits.double(), labels, reduction="none").cpu() + weight_decay * square
+    return loss, (norms.square() + 4 * weight_decay * along + 4 * weight_decay**2 * square).sqrt()
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros(len(like), dtype=torch.float64, device=like.device)
+
+
+def _row_squares(values: Tensor) -> Tensor:
+    """Squared norm of each row, (n, …) → (n,), summed in float64."""
+    return values.flatten(1).square().sum(dim=1, dtype=torch.float64)
+
+
+def _columns(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A (n, groups, fan-in, positions) and G (n, groups, fan-out, positions) with weight gradient G Aᵀ."""
+    if isinstance(layer, nn.Linear):
+        return inputs.flatten(1, -2).mT[:, None] if inputs.ndim > 2 else inputs[:, None, :, None], (
+            gradient.flatten(1, -2).mT[:, None] if gradient.ndim > 2 else gradient[:, None, :, None]
+        )
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    padding: Any = layer.padding
+    if isinstance(padding, str) or layer.padding_mode != "zeros":
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        inputs, padding = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode), (0,) * (inputs.ndim - 2)
+    kernel, dilation, stride = (tuple(v) for v in (layer.kernel_size, layer.dilation, layer.stride))
+    if isinstance(layer, nn.Conv1d):
+        inputs, kernel, dilation = inputs[:, :, None], (1, *kernel), (1, *dilation)
+        padding, stride = (0, *padding), (1, *stride)
+    if math.prod(kernel) == 1 and not any(padding):
+        columns = inputs[:, :, :: stride[0], :: stride[1]].flatten(2)
+    else:
+        columns = F.unfold(inputs, kernel, dilation, padding, stride)
+    shape = (len(inputs), layer.groups, -1, columns.shape[-1])
+    return columns.reshape(shape), gradient.reshape(shape)
+
+
+def _product_squares(layer: nn.Module, pairs: list[tuple[Tensor, Tensor]], names: Any) -> Tensor:
+    """Squared norms of the gradients of a linear or convolution layer that was called once or more."""
+    n = len(pairs[0][0])
+    width = sum(a[0].numel() * math.prod(getattr(layer, "kernel_size", (1,))) * a.element_size() for a, _ in pairs)
+    rows = max(1, COLUMN_BYTES // max(width, 1))
+    out = []
+    for start in range(0, n, rows):
+        parts = [_columns(layer, a[start : start + rows], g[start : start + rows]) for a, g in pairs]
+        columns, gradient = (p[0] if len(p) == 1 else torch.cat(p, dim=3) for p in zip(*parts, strict=True))
+        total = _zeros(columns)
+        if "bias" in names:
+            total += _row_squares(gradient.sum(dim=3))
+        if "weight" in names:
+            total += _weight_squares(columns, gradient)
+        out.append(total)
+    return torch.cat(out)
+
+
+def _weight_squares(columns: Tensor, gradient: Tensor) -> Tensor:
+    """‖G Aᵀ‖² per sample, summed over groups: by Gram matrices where they are the cheaper product."""
+    fan_in, positions, fan_out = columns.shape[2], columns.shape[3], gradient.shape[2]
+    if positions == 1:
+        return (columns.square().sum(2, dtype=torch.float64) * gradient.square().sum(2, dtype=torch.float64)).sum(
+            (1, 2)
+        )
+    if positions * (fan_in + fan_out) < fan_in * fan_out:
+        inner = (columns.mT @ columns).double() * (gradient.mT @ gradient).double()
+        return inner.sum(dim=(1, 2, 3)).clamp(min=0)
+    return _row_squares(gradient @ columns.mT)
+
+
+def _affine_squares(layer: nn.Module, pairs: list[tuple[Tensor, Tensor]], names: Any) -> Tensor:
+    """Squared norms of the gradients of a norm layer's scale Σ g·x̂ and shift Σ g."""
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    for inputs, gradient in pairs:
+        if isinstance(layer, nn.LayerNorm):
+            over = tuple(range(1, inputs.ndim - len(layer.normalized_shape)))
+            normal = F.layer_norm(inputs, layer.normalized_shape, None, None, layer.eps)
+        else:
+            over = tuple(range(2, inputs.ndim))
+            if isinstance(layer, nn.GroupNorm):
+                normal = F.group_norm(inputs, layer.num_groups, None, None, layer.eps)
+            else:
+                assert isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+                normal = F.batch_norm(inputs, layer.running_mean, layer.running_var, eps=layer.eps)
+        product = gradient * normal
+        this_scale, this_shift = (product.sum(over), gradient.sum(over)) if over else (product, gradient)
+        scale = this_scale if scale is None else scale + this_scale
+        shift = this_shift if shift is None else shift + this_shift
+    assert scale is not None
+    assert shift is not None
+    total = _zeros(scale)
+    if "weight" in names:
+        total += _row_squares(scale)
+    if "bias" in names:
+        total += _row_squares(shift)
+    return total
