@@ -63,8 +63,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         near = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        hint = nearest(path.name, near) if near else "there is no .toml file in that folder"
-        raise StudyError(f"{path}: there is no such file; {hint}; write one with: neurolens init {path}") from None
+        hint = _hint(path.name, near) if near else "there is no .toml file in that folder; "
+        raise StudyError(f"{path}: there is no such file; {hint}write one with: neurolens init {path}") from None
     except IsADirectoryError:
         raise StudyError(f"{path}: this is a folder, and a file was needed; name the .toml file in it") from None
     except UnicodeDecodeError as error:
@@ -150,7 +150,7 @@ def unknown_keys(model: type[BaseModel], tables: Mapping[str, Any], prefix: str 
     for key, value in tables.items():
         dotted = f"{prefix}{key}"
         if key not in model.model_fields:
-            out.append(f"{dotted} is not a known key; {nearest(key, model.model_fields)} Correct or remove it")
+            out.append(f"{dotted} is not a known key; {_hint(key, model.model_fields)}correct or remove it")
             continue
         table = _table_of(model.model_fields[key].annotation)
         if table is None:
@@ -162,6 +162,11 @@ def unknown_keys(model: type[BaseModel], tables: Mapping[str, Any], prefix: str 
                 if isinstance(item, Mapping):
                     out += unknown_keys(table, item, f"{dotted}[{i}].")
     return out
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    clause = nearest(name, known)
+    return f"{clause} " if clause.endswith("?") else f"{clause}; "
 
 
 def _table_of(annotation: Any) -> type[BaseModel] | None:
@@ -176,8 +181,8 @@ def _table_of(annotation: Any) -> type[BaseModel] | None:
 def _profile(profiles: Any, name: str, path: Path) -> dict[str, Any]:
     if not isinstance(profiles, Mapping) or name not in profiles:
         known = list(profiles) if isinstance(profiles, Mapping) else []
-        hint = nearest(name, known) if known else f"the file has no [{PROFILES}.…] table"
-        raise StudyError(f"{path}: there is no profile {name!r}; {hint} Name one, or write [{PROFILES}.{name}]")
+        hint = _hint(name, known) if known else "the file has none; "
+        raise StudyError(f"{path}: there is no profile {name!r}; {hint}name one, or write [{PROFILES}.{name}]")
     chosen = profiles[name]
     return dict(chosen) if isinstance(chosen, Mapping) else {}
 
@@ -201,9 +206,7 @@ def _leaves(tables: Mapping[str, Any], prefix: Key = ()) -> Iterator[Key]:
             yield (*prefix, key)
 
 
-def _validate(
-    model: type[_Model], tables: dict[str, Any], origins: Mapping[Key, str]
-) -> tuple[_Model | None, list[str]]:
+def _validate(model: type[_Model], tables: dict[str, Any], origins: dict[Key, str]) -> tuple[_Model | None, list[str]]:
     try:
         return model.model_validate(tables), []
     except ValidationError as error:
@@ -231,10 +234,10 @@ def _key_in_file(detail: ErrorDetails, tables: dict[str, Any]) -> Key:
     return tuple(key)
 
 
-def _explain(model: type[BaseModel], key: Key, details: Sequence[ErrorDetails], origins: Mapping[Key, str]) -> str:
+def _explain(model: type[BaseModel], key: Key, details: Sequence[ErrorDetails], origins: dict[Key, str]) -> str:
     origin = next((origins[key[:n]] for n in range(len(key), 0, -1) if key[:n] in origins), "")
     if not origin:  # a check between fields speaks of a whole table
-        origin = next((text for at, text in origins.items() if key and at[: len(key)] == key), "")
+        origin = next((text for at, text in reversed(origins.items()) if key and at[: len(key)] == key), "")
     name = _dotted(key) + origin
     first = details[0]
     if first["type"] == "value_error":
@@ -245,7 +248,7 @@ def _explain(model: type[BaseModel], key: Key, details: Sequence[ErrorDetails], 
         return f"{name} is missing; add `{last} = …` to [{table}]"
     needed = " or ".join(dict.fromkeys(_needed(detail["msg"]) for detail in details))
     found = details[0]["input"] if len(details) == 1 else _at(details)
-    return f"{name}: found {_short(found)}, needed {needed}; {_mend(model, key)}"
+    return f"{name}: found {_short(found)}, needed {needed}; {_mend(model, key, origin)}"
 
 
 def _at(details: Iterable[ErrorDetails]) -> Any:
@@ -254,6 +257,9 @@ def _at(details: Iterable[ErrorDetails]) -> Any:
 
 
 def _needed(message: str) -> str:
+    for pydantic_word, word in (("a valid dictionary", "a table"), ("a valid tuple", "a list")):
+        if pydantic_word in message:
+            return word
     for start in ("Input should be ", "String should ", "Tuple should ", "Value should "):
         if message.startswith(start):
             rest = message.removeprefix(start)
@@ -266,7 +272,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _mend(model: type[BaseModel], key: Key) -> str:
+def _mend(model: type[BaseModel], key: Key, origin: str) -> str:
     """Say where to correct a value, and what leaving it out would mean."""
     table: type[BaseModel] | None = model
     field = None
@@ -276,7 +282,7 @@ def _mend(model: type[BaseModel], key: Key) -> str:
         field = table.model_fields.get(part) if table is not None else None
         table = _table_of(field.annotation) if field is not None else None
     names = [str(part) for part in key if not isinstance(part, int)]
-    where = f"correct it in [{'.'.join(names[:-1])}]" if len(names) > 1 else "correct it"
+    where = f"correct it in [{'.'.join(names[:-1])}]" if len(names) > 1 and not origin else "correct it"
     if field is None or field.is_required() or field.default_factory is not None:
         return where
     if field.default in (None, (), {}):

@@ -66,12 +66,11 @@ def init_study(path: str | Path, template: str = "digits") -> Path:
     path = Path(path).expanduser()
     path = path if path.suffix == ".toml" else path / "study.toml"
     text = (TEMPLATES / f"{template}.toml").read_text(encoding="utf-8")
+    if path.exists():
+        raise StudyError(f"{path} exists already; remove it, or name another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(f"#:schema {SCHEMA.as_uri()}\n{text}")
-    except FileExistsError:
-        raise StudyError(f"{path} exists already; remove it, or name another file") from None
+        path.write_text(f"#:schema {SCHEMA.as_uri()}\n{text}", encoding="utf-8")
     except OSError as error:
         raise StudyError(f"{path} cannot be written ({error.strerror}); name a folder you may write to") from error
     return path
