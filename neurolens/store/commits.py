@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numpy.dtypes import StringDType
 
 from neurolens import schema
 from neurolens.errors import SchemaError, StoreError, nearest
 from neurolens.store.groups import SLOTS_AHEAD, add_array, exposed_classes, grow
-from neurolens.store.ledger import DONE, FAILED, SERIES_DIMS, array_in, group_in, key_bytes, settings_of, strings
+from neurolens.store.ledger import DONE, FAILED, SERIES_DIMS, arrays_in, group_in, key_bytes, settings_of, strings
 from neurolens.store.locks import RowId
 
 
@@ -55,11 +56,15 @@ def check(row: Row) -> None:
 
 def write_done(root: zarr.Group, row: Row) -> None:
     """Write data, sums and ledger entries of a row. A variable that has no value this time is set to *not measured*."""
-    group = _group(root, row)
-    slot, extent = _place(group, row)
-    values = {v.name: _checked(row, v, extent) for v in _variables(group, row)}
-    _write_values(group, row, slot, extent, values)
-    _write_ledger(group, row, slot, dict.fromkeys(row.keys, ""), DONE)
+    place = _place(root, row)
+    wanted = [v for part in row.keys for v in row.cube.part(part).variables]
+    for variable in wanted:
+        if variable.name in row.values and variable.name not in place.arrays:
+            raise StoreError(f"the store has no array for {variable.name!r}; name its part when preparing the cube")
+    for variable in wanted:
+        if variable.name in place.arrays:
+            _write_variable(place, variable, _checked(row, variable, place))
+    _write_ledger(place, row, dict.fromkeys(row.keys, ""), DONE)
 
 
 def write_failed(root: zarr.Group, row: Row, error: str) -> bool:
@@ -68,23 +73,30 @@ def write_failed(root: zarr.Group, row: Row, error: str) -> bool:
     A part that is done under the same key stays done. One that was done under another key is stale: it becomes
     failed, and its numbers are set to *not measured* (the history keeps them).
     """
-    group = _group(root, row)
-    slot, extent = _place(group, row)
-    ledger = group_in(group, "ledger")
-    parts = strings(ledger, "part").tolist()
-    states = np.asarray(array_in(ledger, "state")[slot, row.row[1]])
-    keys = np.asarray(array_in(ledger, "key")[slot, row.row[1]])
-    failed = {
-        part: error
-        for part, key in row.keys.items()
-        if not (states[parts.index(part)] == DONE and (keys[parts.index(part)] == key_bytes(key)).all())
-    }
-    stale = [part for part in failed if states[parts.index(part)] == DONE]
-    blank = {v.name: None for part in stale for v in row.cube.part(part).variables if v.name in group}
-    _write_values(group, row, slot, extent, blank)
+    place = _place(root, row)
+    parts = strings(place.group, "ledger/part").tolist()
+    states = np.asarray(place.ledger["state"][place.slot, place.block])
+    keys = np.asarray(place.ledger["key"][place.slot, place.block])
+    done = {part: keys[i].tobytes().hex() for i, part in enumerate(parts) if states[i] == DONE}
+    failed = {part: error for part, key in row.keys.items() if done.get(part) != key}
+    for variable in (v for part in failed if part in done for v in row.cube.part(part).variables):
+        if variable.name in place.arrays:
+            _write_variable(place, variable, None)
     if failed:
-        _write_ledger(group, row, slot, failed, FAILED)
+        _write_ledger(place, row, failed, FAILED)
     return bool(failed)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a row goes: the arrays of its group and ledger, its slot, its block and the block's extent."""
+
+    group: zarr.Group
+    arrays: dict[str, zarr.Array[Any]]
+    ledger: dict[str, zarr.Array[Any]]
+    slot: int
+    block: int
+    extent: slice
 
 
 def _group(root: zarr.Group, row: Row) -> zarr.Group:
@@ -99,76 +111,62 @@ def _group(root: zarr.Group, row: Row) -> zarr.Group:
         )
     if row.row[1] >= len(settings["blocks"]):
         raise StoreError(f"cube {row.cube.name!r} has {len(settings['blocks'])} blocks, and no block {row.row[1]}")
+    position, series = row.row[0], settings["series"]
+    if row.positions.get(series) != position:
+        raise SchemaError(f"row {row.row} is given with positions {dict(row.positions)}; {series} must be {position}")
     return group
 
 
-def _place(group: zarr.Group, row: Row) -> tuple[int, slice]:
-    """Return the slot of the row's position, made if it is new, and the extent of its block."""
+def _place(root: zarr.Group, row: Row) -> _Place:
+    """Find the slot of the row's position, or make it, and the extent of its block."""
+    group = _group(root, row)
     settings = settings_of(group)
     position, block = row.row
-    series = settings["series"]
-    if row.positions.get(series) != position:
-        raise SchemaError(f"row {row.row} is given with positions {dict(row.positions)}; {series} must be {position}")
-    known = np.asarray(array_in(group, series)[:])
+    arrays, ledger = arrays_in(group), arrays_in(group_in(group, "ledger"))
+    known = np.asarray(arrays[settings["series"]][:])
     found = np.flatnonzero(known == position)
     slot = int(found[0]) if len(found) else int(np.count_nonzero(known >= 0))
     if slot >= len(known):
-        for target in (group, group_in(group, "ledger")):
-            grow(target, "slot", len(known) + SLOTS_AHEAD)
+        for target in (arrays, ledger):
+            grow(target.values(), "slot", len(known) + SLOTS_AHEAD)
     for dim, at in row.positions.items():
-        if at is None:
+        if at is None or (dim == settings["series"] and len(found)):
             continue
-        if dim not in group:
-            size = array_in(group, series).shape[0]
-            add_array(group, dim, "int64", ("slot",), (size,), (1024,), -1)
-        if dim != series or not len(found):
-            array_in(group, dim)[slot] = at
-    if not len(found) and "exposed" in group and settings["exposure"] is not None:
+        if dim not in arrays:
+            arrays[dim] = add_array(group, dim, "int64", ("slot",), arrays[settings["series"]].shape, (1024,), -1)
+        arrays[dim][slot] = at
+    if not len(found) and settings["exposure"] is not None:
         epoch = row.positions.get("epoch")
         if epoch is None:
-            raise SchemaError(f"the class schedule is by epoch, and the epoch of {series} {position} is not known")
-        classes = array_in(group, "class").shape[0]
-        array_in(group, "exposed")[slot] = exposed_classes(settings["exposure"], epoch, classes)
+            raise SchemaError(f"the class schedule is by epoch, and that of the row at {position} is not known")
+        exposed = arrays["exposed"]
+        exposed[slot] = exposed_classes(settings["exposure"], epoch, exposed.shape[1])
     start = sum(settings["blocks"][:block])
-    return slot, slice(start, start + settings["blocks"][block])
+    return _Place(group, arrays, ledger, slot, block, slice(start, start + settings["blocks"][block]))
 
 
-def _variables(group: zarr.Group, row: Row) -> list[schema.Variable]:
-    """Return the variables of the row's parts that the group has an array for."""
-    wanted = [v for part in row.keys for v in row.cube.part(part).variables]
-    for variable in wanted:
-        if variable.name in row.values and variable.name not in group:
-            raise StoreError(f"the store has no array for {variable.name!r}; name its part when preparing the cube")
-    return [v for v in wanted if v.name in group]
-
-
-def _checked(row: Row, variable: schema.Variable, extent: slice) -> np.ndarray | None:
+def _checked(row: Row, variable: schema.Variable, place: _Place) -> np.ndarray | None:
     if variable.name not in row.values:
         return None
     values = np.asarray(row.values[variable.name])
-    size = extent.stop - extent.start
+    size = place.extent.stop - place.extent.start
     if values.shape != (size,):
-        raise SchemaError(f"{variable.name!r} has shape {values.shape}; block {row.row[1]} has {size} samples")
+        raise SchemaError(f"{variable.name!r} has shape {values.shape}; block {place.block} has {size} samples")
     if not np.can_cast(values.dtype, variable.dtype, "same_kind"):
         raise SchemaError(f"{variable.name!r} is {values.dtype}, which does not fit into {variable.dtype}")
     return values.astype(variable.dtype)
 
 
-def _write_values(
-    group: zarr.Group, row: Row, slot: int, extent: slice, values: Mapping[str, np.ndarray | None]
-) -> None:
-    """Write variables and their sums; None stands for *not measured*."""
-    labels: np.ndarray | None = None
-    for name, array in values.items():
-        variable = next(v for v in row.cube.variables if v.name == name)
-        target = array_in(group, name)
-        target[slot, extent] = variable.fill_value if array is None else array
-        if not variable.summed:
-            continue
-        if labels is None:
-            labels = np.asarray(array_in(group, "label")[extent])
-        total, count = array_in(group, f"{name}_sum"), array_in(group, f"{name}_count")
-        total[slot, row.row[1]], count[slot, row.row[1]] = class_sums(array, labels, total.shape[2])
+def _write_variable(place: _Place, variable: schema.Variable, values: np.ndarray | None) -> None:
+    """Write a variable of a row and its sums; None stands for *not measured*."""
+    arrays, name = place.arrays, variable.name
+    arrays[name][place.slot, place.extent] = variable.fill_value if values is None else values
+    if variable.summed:
+        labels = np.asarray(arrays["label"][place.extent])
+        total, count = arrays[f"{name}_sum"], arrays[f"{name}_count"]
+        sums, counts = class_sums(values, labels, total.shape[2])
+        total[place.slot, place.block] = sums
+        count[place.slot, place.block] = counts
 
 
 def class_sums(values: np.ndarray | None, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -180,27 +178,19 @@ def class_sums(values: np.ndarray | None, labels: np.ndarray, classes: int) -> t
     return np.bincount(labels, weights, minlength=classes), np.bincount(labels, minlength=classes)
 
 
-def _write_ledger(group: zarr.Group, row: Row, slot: int, errors: Mapping[str, str], state: int) -> None:
-    ledger = group_in(group, "ledger")
-    parts = strings(ledger, "part").tolist()
-    block = row.row[1]
-    before = np.asarray(array_in(ledger, "state")[slot, block])
-    at = [parts.index(part) for part in errors]
-    now = {
+def _write_ledger(place: _Place, row: Row, errors: Mapping[str, str], state: int) -> None:
+    parts = strings(place.group, "ledger/part").tolist()
+    at = (place.slot, place.block, np.array([parts.index(part) for part in errors], np.int64))
+    before = np.asarray(place.ledger["state"].oindex[at])
+    entries: dict[str, Any] = {
         "state": state,
+        "key": np.stack([key_bytes(row.keys[part]) for part in errors]),
         "seconds": row.seconds,
         "time": time.time(),
-        "provenance": json.dumps(dict(row.provenance), sort_keys=True),
+        # as an array: zarr writes nothing where it is given one string for many places
+        "provenance": np.full(len(errors), json.dumps(dict(row.provenance), sort_keys=True), StringDType()),
     }
-    for name, value in now.items():
-        entries = np.asarray(array_in(ledger, name)[slot, block])
-        entries[at] = value
-        array_in(ledger, name)[slot, block] = entries
-    keys = np.asarray(array_in(ledger, "key")[slot, block])
-    keys[at] = [key_bytes(row.keys[part]) for part in errors]
-    array_in(ledger, "key")[slot, block] = keys
-    if state == FAILED or (before[at] == FAILED).any():
-        texts = np.asarray(array_in(ledger, "error")[slot, block])
-        for i, text in zip(at, errors.values(), strict=True):
-            texts[i] = text
-        array_in(ledger, "error")[slot, block] = texts
+    if state == FAILED or (before == FAILED).any():
+        entries["error"] = np.asarray(list(errors.values()), StringDType())
+    for name, value in entries.items():
+        place.ledger[name].oindex[at] = value

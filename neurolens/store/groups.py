@@ -4,7 +4,7 @@ Along ``slot`` every array is allocated some way ahead of its use; a slot that i
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.dtypes import StringDType
 from zarr.codecs import ZstdCodec
 
 from neurolens import schema
-from neurolens.store.ledger import array_in, group_in, settings_of, strings
+from neurolens.store.ledger import array_in, arrays_in, group_in, settings_of, strings
 from neurolens.store.records import Wanted, fingerprint
 
 SLOTS_AHEAD = 64
@@ -100,7 +100,7 @@ def _add_parts(ledger: zarr.Group, cube: schema.Cube) -> None:
     new = [p.name for p in cube.parts if p.name not in stored]
     if new:
         part.append(np.asarray(new, StringDType()))
-        grow(ledger, "part", part.shape[0])
+        grow(arrays_in(ledger).values(), "part", part.shape[0])
 
 
 def append_block(group: zarr.Group, wanted: Wanted, added: list[int]) -> None:
@@ -110,9 +110,9 @@ def append_block(group: zarr.Group, wanted: Wanted, added: list[int]) -> None:
     labels = np.asarray(wanted.samples.labels, "int64")[added]
     old, block = sum(settings["blocks"]), len(settings["blocks"])
     ledger = group_in(group, "ledger")
-    grow(group, "sample", old + len(added))
+    grow(arrays_in(group).values(), "sample", old + len(added))
     for target in (group, ledger):
-        grow(target, "block", block + 1)
+        grow(arrays_in(target).values(), "block", block + 1)
     array_in(group, "sample")[old:] = storable(ids)
     array_in(group, "label")[old:] = labels
     array_in(group, "sample_block")[old:] = block
@@ -120,9 +120,9 @@ def append_block(group: zarr.Group, wanted: Wanted, added: list[int]) -> None:
     group.attrs["neurolens"] = {**settings, "blocks": [*settings["blocks"], len(added)]}
 
 
-def grow(group: zarr.Group, dim: str, size: int) -> None:
-    """Resize every array of a group that has this dimension."""
-    for _, array in group.arrays():
+def grow(arrays: Iterable[zarr.Array[Any]], dim: str, size: int) -> None:
+    """Resize those of the arrays that have this dimension."""
+    for array in arrays:
         names = array.metadata.dimension_names or ()  # type: ignore[union-attr]
         if dim in names:
             array.resize(tuple(size if d == dim else n for d, n in zip(names, array.shape, strict=True)))

@@ -185,6 +185,11 @@ def array_in(group: zarr.Group, name: str) -> zarr.Array[Any]:
     return member.with_config({"write_empty_chunks": True})
 
 
+def arrays_in(group: zarr.Group) -> dict[str, zarr.Array[Any]]:
+    """Return all arrays of a group, at the cost of one or two single ones; they write whole chunks."""
+    return {name: array.with_config({"write_empty_chunks": True}) for name, array in group.arrays()}
+
+
 def strings(group: zarr.Group, name: str) -> np.ndarray:
     """Read an array of strings, as numpy's fixed-width ones."""
     return np.asarray(np.asarray(array_in(group, name)[:]).tolist(), str)

@@ -104,7 +104,6 @@ def claim_rows(
     """
     s3 = client(endpoint=endpoint, region=region)
     bucket, prefix = bucket_and_prefix(url)
-    owner = uuid.uuid4().hex.encode()
     names = {row: f"{prefix}/{SIDE_FOLDER}/leases/{row_number(cube, row):016x}" for row in rows}
     held: dict[RowId, str] = {}
     stop = threading.Event()
@@ -114,12 +113,12 @@ def claim_rows(
             for row, tag in list(held.items()):
                 # a renewal that fails is tried again next time; a lease lost to another costs a row computed twice
                 with contextlib.suppress(StoreError), explained_s3(url):
-                    held[row] = _put(s3, bucket, names[row], owner, IfMatch=tag) or tag
+                    held[row] = _put(s3, bucket, names[row], _new_body(), IfMatch=tag) or tag
 
     with ThreadPoolExecutor(PARALLEL) as pool:
 
         def acquire(row: RowId) -> tuple[RowId, str | None]:
-            return row, _acquire(s3, bucket, names[row], owner, lease_s)
+            return row, _acquire(s3, bucket, names[row], lease_s)
 
         with explained_s3(url):
             held.update({row: tag for row, tag in pool.map(acquire, rows) if tag is not None})
@@ -134,9 +133,9 @@ def claim_rows(
                 list(pool.map(lambda row: _release(s3, bucket, names[row], held[row]), held))
 
 
-def _acquire(s3: Any, bucket: str, name: str, owner: bytes, lease_s: float) -> str | None:
+def _acquire(s3: Any, bucket: str, name: str, lease_s: float) -> str | None:
     """Return the ETag of the lease if it is ours now."""
-    tag = _put(s3, bucket, name, owner, IfNoneMatch="*")
+    tag = _put(s3, bucket, name, _new_body(), IfNoneMatch="*")
     if tag is not None:
         return tag
     from botocore.exceptions import ClientError
@@ -150,7 +149,12 @@ def _acquire(s3: Any, bucket: str, name: str, owner: bytes, lease_s: float) -> s
     now = email.utils.parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
     if (now - found["LastModified"]).total_seconds() <= lease_s:
         return None
-    return _put(s3, bucket, name, owner, IfMatch=found["ETag"])
+    return _put(s3, bucket, name, _new_body(), IfMatch=found["ETag"])
+
+
+def _new_body() -> bytes:
+    """Return what no other lease or renewal holds, so that its ETag names this one alone."""
+    return uuid.uuid4().hex.encode()
 
 
 def _release(s3: Any, bucket: str, name: str, tag: str) -> None:
