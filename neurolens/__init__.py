@@ -1,3 +1,78 @@
-"""Neurolens: the longitudinal microscope for neural networks."""
+"""Neurolens: the longitudinal microscope for neural networks.
+
+Every name is loaded when it is first used: xarray imports this package whenever it looks for an engine.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neurolens import plot, samples, schema, store
+    from neurolens.backend import open_run
+    from neurolens.samples import (
+        agreement,
+        aum,
+        cartography,
+        csg,
+        csl,
+        evaluate_detection,
+        forgetting,
+        learning_time,
+        memorization_influence,
+    )
+    from neurolens.study import Study, load_study
 
 __version__ = "0.1.0"
+
+_MODULES = ("plot", "samples", "schema", "store")
+_HOMES = {
+    "Study": "neurolens.study",
+    "load_study": "neurolens.study",
+    "open_run": "neurolens.backend",
+} | dict.fromkeys(
+    (
+        "agreement",
+        "aum",
+        "cartography",
+        "csg",
+        "csl",
+        "evaluate_detection",
+        "forgetting",
+        "learning_time",
+        "memorization_influence",
+    ),
+    "neurolens.samples",
+)
+
+__all__ = [
+    "Study",
+    "agreement",
+    "aum",
+    "cartography",
+    "csg",
+    "csl",
+    "evaluate_detection",
+    "forgetting",
+    "learning_time",
+    "load_study",
+    "memorization_influence",
+    "open_run",
+    "plot",
+    "samples",
+    "schema",
+    "store",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

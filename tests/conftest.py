@@ -7,3 +7,114 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+Truth = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def make_store() -> Callable[..., Truth]:
+    """Return a function that writes a store of random numbers and returns what opening it must give."""
+    return _make_store
+
+
+@pytest.fixture(scope="session")
+def stores_equal() -> Callable[..., None]:
+    """Return a function that asserts: opened variables, coordinates and keys of two stores are equal, byte for byte."""
+    return _assert_stores_equal
+
+
+def _make_store(
+    url: Path | str,
+    *,
+    positions: Sequence[int] = (3, 0, 2, 1),
+    blocks: Sequence[int] = (12, 8),
+    parts: Sequence[str] = ("forward", "input_gradient"),
+    failed: Sequence[tuple[int, int, str]] = (),
+    absent: Sequence[tuple[int, int, str]] = (),
+    classes: int = 3,
+    series: str = "epoch",
+    exposure: dict[int, list[int]] | None = None,
+    seed: int = 0,
+) -> Truth:
+    """Write rows in the order of ``positions``; (position, block, part) in ``failed`` or ``absent`` is not measured.
+
+    Returned are the variables, (series, sample) in order of the series, float32 with NaN where not measured.
+    """
+    from neurolens import schema
+    from neurolens.store import SampleCoords, open_store
+
+    cube, n = schema.SAMPLES, sum(blocks)
+    rng = np.random.default_rng(seed)
+    store = open_store(url, create=True)
+    ids = np.asarray([f"s{i:05d}" for i in range(n)])
+    labels = rng.integers(0, classes, n)
+    names = tuple(f"class {c}" for c in range(classes))
+    for end in np.cumsum(blocks):
+        samples = SampleCoords(ids[:end], labels[:end], names, {"split": np.asarray(["train"] * int(end))})
+        settings = {"data": "random", "model": {"name": "none"}, "parts": {part: {"version": 1} for part in parts}}
+        store.prepare(cube, run="random", series=series, samples=samples, settings=settings, exposure=exposure)
+    wanted = {v.name: v for part in parts for v in cube.part(part).variables}
+    truth = {name: np.full((len(positions), n), np.nan, "float32") for name in wanted}
+    starts = np.concatenate([[0], np.cumsum(blocks)])
+    other = "step" if series == "epoch" else "epoch"
+    for position in positions:
+        at = {series: position, other: None if position == 0 else position * 100}
+        if exposure is not None and series == "step":
+            at[other] = position * 100
+        for block, size in enumerate(blocks):
+            keys = {part: hashlib.sha256(f"{seed} {position} {block} {part}".encode()).hexdigest() for part in parts}
+            skipped = {p for e, b, p in (*absent, *failed) if (e, b) == (position, block)}
+            values: dict[str, Any] = {}
+            for part in (p for p in parts if p not in skipped):
+                for variable in cube.part(part).variables:
+                    integer = np.dtype(variable.dtype).kind == "i"
+                    drawn = rng.integers(0, 2, size) if integer else rng.random(size)
+                    values[variable.name] = drawn.astype(variable.dtype)
+                    extent = slice(starts[block], starts[block] + size)
+                    truth[variable.name][sorted(positions).index(position), extent] = values[variable.name]
+            done = {part: key for part, key in keys.items() if part not in skipped}
+            common: dict[str, Any] = {"positions": at, "provenance": {"checkpoint": f"{series}_{position}.pt"}}
+            if done:
+                store.write_row(cube, (position, block), values=values, keys=done, seconds=0.5, **common)
+            for e, b, part in failed:
+                if (e, b) == (position, block):
+                    store.write_failure(cube, (position, block), keys={part: keys[part]}, error="broken", **common)
+    return truth
+
+
+def _assert_stores_equal(one: Path | str, two: Path | str) -> None:
+    from neurolens.backend import open_at
+    from neurolens.store.ledger import read_ledger
+
+    first, second = open_at(one), open_at(two)
+    assert first.cubes == second.cubes
+    for cube in first.cubes:
+        a, b = (_contents(url, cube) for url in (one, two))
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name].dims == b[name].dims, name
+            assert a[name].dtype == b[name].dtype, name
+            assert _bytes(a[name].values) == _bytes(b[name].values), name
+        rows = [
+            [(r.position, r.block, r.part, r.state, r.key) for r in read_ledger(s.root, cube, "").rows()]
+            for s in (first, second)
+        ]
+        assert rows[0] == rows[1]
+
+
+def _contents(url: Path | str, cube: str) -> Any:
+    import xarray as xr
+
+    return xr.open_dataset(url, group=cube, engine="neurolens").variables
+
+
+def _bytes(values: np.ndarray) -> bytes:
+    return repr(values.tolist()).encode() if values.dtype.kind in "TO" else np.ascontiguousarray(values).tobytes()
