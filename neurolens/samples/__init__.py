@@ -1,28 +1,72 @@
-"""Sample dynamics: what each checkpoint makes of each sample (needs torch), and what a run's history says of it.
+"""Sample dynamics: measured per checkpoint (needs torch), reduced over the series (does not).
 
-Names are imported when they are asked for, so that the reductions do not import torch.
+Every name is loaded when it is first used, so that a reduction never imports torch.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_MODULES = {
-    "neurolens.samples.measure": ("MEASUREMENT_VERSION", "key_config", "measure_batch", "parts"),
-    "neurolens.samples.grand": ("GradientNorms", "seed_scores"),
-    "neurolens.samples.folding": ("folded",),
-    "neurolens.samples.curvature": ("rademacher",),
-    "neurolens.samples.softmax": ("statistics",),
+if TYPE_CHECKING:
+    from neurolens.samples.cumulative import aum, csg, csl
+    from neurolens.samples.detection import evaluate_detection
+    from neurolens.samples.dynamics import cartography, forgetting, second_split_forgetting
+    from neurolens.samples.external import align, binned_curve, compare, load_scores
+    from neurolens.samples.influence import memorization_influence
+    from neurolens.samples.label_quality import normalized_margin, self_confidence
+    from neurolens.samples.learning import learning_time
+    from neurolens.samples.ranking import agreement
+    from neurolens.samples.seed_files import export_csl, read_samples
+
+_HOMES = {
+    "agreement": "ranking",
+    "align": "external",
+    "aum": "cumulative",
+    "binned_curve": "external",
+    "cartography": "dynamics",
+    "compare": "external",
+    "csg": "cumulative",
+    "csl": "cumulative",
+    "evaluate_detection": "detection",
+    "export_csl": "seed_files",
+    "forgetting": "dynamics",
+    "learning_time": "learning",
+    "load_scores": "external",
+    "memorization_influence": "influence",
+    "normalized_margin": "label_quality",
+    "read_samples": "seed_files",
+    "second_split_forgetting": "dynamics",
+    "self_confidence": "label_quality",
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "agreement",
+    "align",
+    "aum",
+    "binned_curve",
+    "cartography",
+    "compare",
+    "csg",
+    "csl",
+    "evaluate_detection",
+    "export_csl",
+    "forgetting",
+    "learning_time",
+    "load_scores",
+    "memorization_influence",
+    "normalized_margin",
+    "read_samples",
+    "second_split_forgetting",
+    "self_confidence",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

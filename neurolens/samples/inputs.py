@@ -1,0 +1,138 @@
+"""What every reduction asks of a Dataset: the series, who was exposed when, what is missing, where it came from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dask.array
+import numpy as np
+import xarray as xr
+
+from neurolens import schema
+from neurolens.errors import SchemaError, nearest
+from neurolens.samples.scan import Missing, Rule, fold
+
+Exposure = Literal["respect", "all"]
+OnMissing = Literal["error", "drop"]
+PROVENANCE = ("run", "cube", "data", "snapshot", "generation")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A checked Dataset: its series dim, and per-class exposure and per-sample class codes where they matter."""
+
+    ds: xr.Dataset
+    dim: str
+    variable: str
+    missing: Missing
+    exposed: xr.DataArray | None
+    codes: xr.DataArray | None
+    attrs: dict[str, Any]
+
+    @property
+    def array(self) -> xr.DataArray:
+        """The variable to reduce."""
+        return self.ds[self.variable]
+
+    @property
+    def plain(self) -> bool:
+        """Every sample counts at every position, and a missing value is an error."""
+        return self.exposed is None and not self.missing.allowed
+
+    def fold(self, rule: Rule, outputs: int, *, given: Sequence[Any] = (), more: Sequence[str] = ()) -> list[Any]:
+        """Fold the variable, and ``more`` beside it."""
+        return fold(
+            rule,
+            [self.array, *(self.ds[name] for name in more)],
+            self.dim,
+            outputs,
+            missing=self.missing,
+            codes=self.codes,
+            exposed=self.exposed,
+            given=given,
+        )
+
+    def result(self, data: Any, name: str, dtype: str | None = None) -> xr.DataArray:
+        """Label a result over the samples, with the sample coordinates of the input."""
+        coords = {k: v for k, v in self.ds.coords.items() if v.dims == ("sample",)}
+        out = xr.DataArray(data if dtype is None else data.astype(dtype), dims=("sample",), coords=coords)
+        return schema.label(out, schema.RESULTS[name])
+
+    def dataset(self, **results: xr.DataArray) -> xr.Dataset:
+        """Gather results, with the provenance."""
+        return xr.Dataset(results, attrs=self.attrs)
+
+
+def inputs(
+    ds: xr.Dataset,
+    variable: str,
+    *,
+    dim: str | None,
+    exposure: Exposure,
+    missing: OnMissing,
+    per_class: bool = False,
+) -> Inputs:
+    """Check ``ds`` for a reduction of ``variable``.
+
+    Raises
+    ------
+    SchemaError
+        If the variable, the series dim, `sample` or (where classes matter) `label` and `class` are missing.
+    MissingMeasurementError
+        If the variable was not measured at all, or its stored counts show positions without it.
+    """
+    _choice("exposure", exposure, ("respect", "all"))
+    _choice("missing", missing, ("error", "drop"))
+    series = schema.require(ds, variable, dim=dim)
+    if "sample" not in ds[variable].dims:
+        raise SchemaError(f"{variable!r} has dims {ds[variable].dims}; it needs 'sample' among them")
+    labels = tuple(ds.indexes[series]) if series in ds.indexes else tuple(range(ds.sizes[series]))
+    if not labels:
+        raise SchemaError(f"the Dataset has no {series} left to reduce {variable!r} over; select at least one")
+    report = Missing(variable, series, labels, str(ds.attrs.get("run", "")), missing == "drop")
+    _unmeasured(ds, variable, series, report)
+    exposed = ds.coords.get("exposed") if exposure == "respect" else None
+    if exposed is not None and series not in exposed.dims:
+        exposed = None
+    if per_class and exposed is None:
+        exposed = _all_exposed(ds, series)
+    codes = None
+    if exposed is not None:
+        if "label" not in ds.coords:
+            raise SchemaError(
+                'classes matter here but ds has no `label` coordinate on `sample`; add it, or pass exposure="all"'
+            )
+        codes = ds.coords["label"]
+    attrs = {k: ds.attrs[k] for k in PROVENANCE if k in ds.attrs}
+    attrs |= {"series": series, "exposure": exposure if "exposed" in ds.coords else "all", "missing": missing}
+    return Inputs(ds, series, variable, report, exposed, codes, attrs)
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise SchemaError(f"{name}={value!r} is unknown; {nearest(value, known)}")
+
+
+def _all_exposed(ds: xr.Dataset, series: str) -> xr.DataArray:
+    if "class" not in ds.sizes:
+        raise SchemaError("a threshold per class needs a `class` coordinate that names the classes; add it to ds")
+    return xr.DataArray(np.ones((ds.sizes[series], ds.sizes["class"]), bool), dims=(series, "class"))
+
+
+def stored_counts(ds: xr.Dataset, variable: str, series: str) -> xr.DataArray | None:
+    """Return the (series, class) counts that the store keeps beside a variable, if they are there and in memory."""
+    counts = ds.coords.get(f"{variable}_count")
+    if counts is None or set(counts.dims) != {series, "class"} or isinstance(counts.data, dask.array.Array):
+        return None
+    ordered: xr.DataArray = counts.transpose(series, "class")
+    return ordered
+
+
+def _unmeasured(ds: xr.Dataset, variable: str, series: str, report: Missing) -> None:
+    counts = stored_counts(ds, variable, series)
+    if counts is None:
+        return
+    empty = np.flatnonzero(counts.sum("class").data == 0)
+    report.check(empty)
+    if len(empty) == len(report.labels):
+        raise report.error(empty)
