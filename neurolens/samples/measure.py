@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from neurolens import schema
 from neurolens.errors import ModelMismatchError, SchemaError, nearest
-from neurolens.samples.curvature import curvature, rademacher, row_norms
 from neurolens.samples.finite import require_finite
 from neurolens.samples.folding import folded
 from neurolens.samples.grand import GradientNorms
+from neurolens.samples.input_curvature import input_curvature, rademacher, row_norms
 from neurolens.samples.softmax import full_precision, input_gradient, statistics
 from neurolens.study import Preprocessing, Samples
 
@@ -211,7 +211,7 @@ def _passes(
 
         def bend(x: Tensor, y: Tensor, ids: Sequence[str]) -> Columns:
             signs = rademacher(ids, x.shape[1:], draws=table.curvature_draws, seed=table.curvature_seed)
-            return {"curvature": curvature(fast, _laid_out(x, fast), y, signs, h=table.curvature_h).float()}
+            return {"curvature": input_curvature(fast, _laid_out(x, fast), y, signs, h=table.curvature_h).float()}
 
         steps["curvature"] = bend
     return steps

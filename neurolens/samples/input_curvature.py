@@ -30,7 +30,7 @@ def rademacher(ids: Sequence[str], shape: Sequence[int], *, draws: int, seed: in
     return torch.from_numpy(np.ascontiguousarray(2 * bits - 1)).reshape(draws, len(ids), *shape)
 
 
-def curvature(module: nn.Module, inputs: Tensor, labels: Tensor, signs: Tensor, *, h: float = 1e-3) -> Tensor:
+def input_curvature(module: nn.Module, inputs: Tensor, labels: Tensor, signs: Tensor, *, h: float = 1e-3) -> Tensor:
     """Return the curvature of the loss at each sample.
 
     Parameters
