@@ -39,3 +39,8 @@ def uniform(keys: Keys, *words: int | str) -> npt.NDArray[np.float64]:
 def order(keys: Keys, *words: int | str) -> npt.NDArray[np.int64]:
     """Return a shuffle of ``range(len(keys))`` in which each key's rank depends on its own draw."""
     return np.argsort(bits(keys, *words), kind="stable").astype(np.int64)
+
+
+def seed(*words: int | str) -> int:
+    """Return a 63-bit seed that is a pure function of the words."""
+    return int.from_bytes(blake2b(repr(words).encode(), digest_size=8).digest(), "little") >> 1
