@@ -1,0 +1,48 @@
+"""Look for new checkpoints, and run all that a study names."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.states import Completed, Failed
+
+from neurolens import rows
+from neurolens.errors import StudyError
+from neurolens.flows import registry
+from neurolens.study import Study, load_study
+
+
+@flow(name="refresh")
+def refresh(
+    study: Study | None = None,
+    file: str | None = None,
+    profile: str | None = None,
+    overrides: list[str] | None = None,
+    train: bool = False,
+) -> Any:
+    """Bring a run up to date: find its checkpoints, and measure those that are new or changed.
+
+    Parameters
+    ----------
+    study
+        The study itself, or:
+    file, profile, overrides
+        The study file, one of its profiles, and ``key=value`` overrides. It is read at every run, so editing the file
+        is all it takes to change what a schedule does.
+    train
+        Train too, if the study says how. By default only what another program trains is measured.
+
+    Returns
+    -------
+    The store's URL. The flow run ends Failed, with the list, if a row failed.
+    """
+    if (study is None) == (file is None):
+        raise StudyError("refresh needs a study, or the file of one: give exactly one of study and file")
+    if study is None:
+        assert file is not None
+        study = load_study(file, profile=profile, overrides=tuple(overrides or ()))
+    names = (("train",) if train and study.train is not None else ()) + rows.cubes(study)
+    states = {name: job(study, return_state=True) for name, job in registry.load(names).items()}
+    failed = {name: state for name, state in states.items() if not state.is_completed()}
+    if failed:
+        return Failed(message="; ".join(f"{name}: {state.message}" for name, state in failed.items()))
+    return Completed(message="; ".join(str(s.message) for s in states.values()), data=study.store.url)

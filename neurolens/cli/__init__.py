@@ -1,0 +1,43 @@
+"""Command line: ``neurolens``. Exit codes: 0 done, 1 a row failed, 2 bad input."""
+
+from typing import Annotated
+
+import typer
+
+from neurolens import __version__
+from neurolens.cli import keeping, looking, running
+from neurolens.cli.console import Commands, say
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="The longitudinal microscope for neural networks: point it at a run's checkpoints and a data set.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(f"neurolens {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options that come before the command."""
+
+
+app.command("init")(keeping.init)
+app.command("run")(running.run)
+app.command("demo")(running.demo)
+app.command("status")(looking.status)
+app.command("show")(looking.show)
+app.command("tag")(keeping.tag)
+app.command("doctor")(keeping.doctor)
+app.add_typer(keeping.exports, name="export")
+app.add_typer(keeping.imports, name="import")

@@ -1,0 +1,58 @@
+"""What every command shares: the console, and how errors are told."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from neurolens.errors import NeurolensError
+
+if TYPE_CHECKING:
+    from neurolens.study import StoreTable
+
+BAD_INPUT = 2
+ROWS_FAILED = 1
+STOPPED = 130
+
+console = Console(highlight=False, soft_wrap=True)
+complaints = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A store (folder or s3://…), or the study file that names it.")]
+Profile = Annotated[str | None, typer.Option("--profile", "-p", help="Use this [profiles.NAME] of the study.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one key.")]
+
+
+class Commands(TyperGroup):
+    """The commands; an error raised on purpose becomes one message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command and tell of errors."""
+        if ctx.params.get("debug"):
+            return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except NeurolensError as error:
+            complain(str(error))
+            raise typer.Exit(BAD_INPUT) from None
+        except KeyboardInterrupt:
+            complain("stopped; every row written so far is safe, and running again goes on from here")
+            raise typer.Exit(STOPPED) from None
+
+
+def say(text: str) -> None:
+    """Print text as it is."""
+    console.print(escape(text))
+
+
+def complain(text: str) -> None:
+    """Print an error to stderr."""
+    complaints.print(f"[bold red]error[/]: {escape(text)}")
+
+
+def store_of(run: str) -> "StoreTable":
+    """Return the store that a RUN argument means."""
+    from neurolens.study import StoreTable, load_study
+
+    return load_study(run).store if run.endswith(".toml") else StoreTable(url=run)

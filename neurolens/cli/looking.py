@@ -1,0 +1,174 @@
+"""Commands that look: ``status``, ``show``, ``plot`` and ``report``."""
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from neurolens.cli.console import Overrides, Profile, Run, console, say, store_of
+
+if TYPE_CHECKING:
+    from neurolens.rows import Plan, Row
+
+COLOURS = {"done": "green", "missing": "yellow", "stale": "magenta", "failed": "red"}
+
+
+def status(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file.")],
+    profile: Profile = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what is done, missing, stale or failed, and why: cubes × checkpoints. Nothing is computed or written."""
+    from neurolens import rows
+    from neurolens.study import load_study
+
+    loaded = load_study(study, profile=profile, overrides=tuple(overrides or ()))
+    store = rows.open_for_reading(loaded)
+    plans = [rows.plan(rows.gather(loaded, cube), store) for cube in rows.cubes(loaded)]
+    if as_json:
+        typer.echo(json.dumps([_as_dict(plan) for plan in plans], indent=2))
+        return
+    table = Table(title=f"{loaded.name}: {loaded.store.url}", title_justify="left")
+    for column in ("cube", "checkpoints", "state", "rows", "parts to do", "why"):
+        table.add_column(column)
+    for plan in plans:
+        for group in _alike(plan.rows):
+            first = group[0]
+            table.add_row(
+                plan.cube,
+                f"{plan.series} {spans(row.position for row in group)}",
+                f"[{COLOURS[first.state]}]{first.state}[/]",
+                str(len(group)),
+                ", ".join(first.missing),
+                escape(first.why),
+            )
+        if plan.kept:
+            table.add_row(
+                plan.cube, f"{plan.series} {spans(plan.kept)}", "kept", str(len(plan.kept)), "", "no file now"
+            )
+    console.print(table)
+    for plan in plans:
+        for note in (*plan.notes, *([f"the next run will {plan.change}"] if plan.change and plan.todo else [])):
+            say(f"{plan.cube}: {note}")
+    if any(plan.todo for plan in plans):
+        say(f"to do: neurolens run {study}")
+
+
+def _alike(rows: Iterable["Row"]) -> Iterator[list["Row"]]:
+    """Gather rows of one state, reason and parts, in order of their first position."""
+    ordered = sorted(rows, key=lambda row: (row.state, row.why, row.missing, row.block, row.position))
+    groups = [list(g) for _, g in groupby(ordered, key=lambda row: (row.state, row.why, row.missing, row.block))]
+    yield from sorted(groups, key=lambda group: (group[0].position, group[0].block))
+
+
+def spans(positions: Iterable[int]) -> str:
+    """Write sorted numbers shortly: ``0–9, 12``, or ``0, 10, …, 190`` where they are evenly spaced."""
+    numbers = sorted(set(positions))
+    steps = {b - a for a, b in pairwise(numbers)}
+    if len(numbers) > 3 and len(steps) == 1 and steps != {1}:
+        return f"{numbers[0]}, {numbers[1]}, …, {numbers[-1]}"
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    texts = [str(a) if a == b else f"{a}–{b}" for a, b in found]
+    return ", ".join(texts if len(texts) <= 8 else [*texts[:4], "…", *texts[-2:]])
+
+
+def _as_dict(plan: "Plan") -> dict[str, Any]:
+    return {
+        "cube": plan.cube,
+        "series": plan.series,
+        "change": plan.change,
+        "notes": list(plan.notes),
+        "kept": list(plan.kept),
+        "rows": [
+            {"position": r.position, "block": r.block, "state": r.state, "missing": list(r.missing), "why": r.why}
+            for r in plan.rows
+        ],
+    }
+
+
+def show(
+    run: Run,
+    history: Annotated[int, typer.Option("--history", help="How many snapshots to list.")] = 5,
+) -> None:
+    """Show what is in a run: variables and their sizes, provenance, tags and history."""
+    from neurolens.schema import CUBES
+    from neurolens.store import open_store
+
+    place = store_of(run)
+    store = open_store(place.url, endpoint=place.endpoint, region=place.region, readonly=True)
+    console.print(f"[bold]{escape(str(store.attributes().get('run')))}[/]  {escape(store.url)}")
+    for cube in CUBES.values():
+        ledger = store.ledger(cube.name)
+        if not ledger.exists:
+            continue
+        layout = store.layout(cube.name)
+        samples = sum(len(ids) for ids in layout.blocks) if layout else 0
+        title = f"{cube.name}: {len(ledger)} {ledger.series}s × {samples} samples, generation {ledger.generation}"
+        table = Table(title=title, title_justify="left")
+        for column in ("variable", "part", "rows", "size", "units", "meaning"):
+            table.add_column(column)
+        for part in cube.parts:
+            done = _done(ledger, part.name)
+            for variable in part.variables if done else ():
+                size = done * samples * _itemsize(variable.dtype)
+                table.add_row(variable.name, part.name, str(done), _bytes(size), variable.units, variable.description)
+        console.print(table)
+        failed = [entry for entry in ledger.rows() if entry.state == "failed"]
+        for entry in failed:
+            console.print(f"[red]failed[/] {ledger.series} {entry.position}, {entry.part}: {escape(entry.error)}")
+        say(f"positions: {spans(ledger.positions.tolist())}")
+        for name in ("data", "model", "parts", "exposure", "previous_snapshot"):
+            if ledger.settings.get(name):
+                say(f"{name}: {json.dumps(ledger.settings[name], ensure_ascii=False)}")
+        for text in _provenance(ledger):
+            say(f"measured with: {text}")
+    tags = store.tags()
+    if tags:
+        say("tags: " + ", ".join(f"{name} ({snapshot})" for name, snapshot in tags.items()))
+    table = Table(title="history, newest first", title_justify="left")
+    for column in ("snapshot", "time", "what"):
+        table.add_column(column)
+    for _, snapshot in zip(range(history), store.history()):
+        table.add_row(snapshot.id, f"{snapshot.time:%Y-%m-%d %H:%M:%S}", escape(snapshot.message))
+    console.print(table)
+    say(f"open it: neurolens.open_run({store.url!r})")
+
+
+def _done(ledger: Any, part: str) -> int:
+    return len({entry.position for entry in ledger.rows() if entry.part == part and entry.state == "done"})
+
+
+def _itemsize(dtype: str) -> int:
+    import numpy as np
+
+    return int(np.dtype(dtype).itemsize)
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _provenance(ledger: Any) -> list[str]:
+    """Return each distinct way in which rows were measured: what differs by checkpoint is left out."""
+    texts = set()
+    for entry in ledger.rows():
+        fields = json.loads(entry.provenance) if entry.provenance else {}
+        kept = {name: value for name, value in fields.items() if name not in ("checkpoint", "digest")}
+        if kept:
+            texts.add(json.dumps(kept, sort_keys=True))
+    return sorted(texts)

@@ -1,0 +1,181 @@
+"""Commands that compute: ``run`` and ``demo``."""
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from neurolens.cli.console import ROWS_FAILED, Overrides, Profile, complain, console, say
+from neurolens.cli.watching import Outcome, Watch
+from neurolens.errors import MissingCheckpointError, StudyError
+
+if TYPE_CHECKING:
+    from neurolens.study import Study
+
+QUIET_PREFECT = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # the default of 20 s is too short on a busy machine
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command tells what went wrong itself
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+}
+
+
+def run(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file.")],
+    only: Annotated[
+        str | None, typer.Option("--only", help="Run these flows only, e.g. train,samples. Default: all it names.")
+    ] = None,
+    profile: Profile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Bring a run's store up to date with its study: train if asked to, and measure what is missing."""
+    from neurolens.study import load_study
+
+    loaded = load_study(study, profile=profile, overrides=tuple(overrides or ()))
+    outcome = run_study(loaded, None if only is None else tuple(n.strip() for n in only.split(",") if n.strip()))
+    say(outcome.summary)
+    if outcome.failed:
+        raise typer.Exit(ROWS_FAILED)
+    say(f"store: {loaded.store.url}")
+
+
+def names_of(study: "Study") -> tuple[str, ...]:
+    """Return the flows that a study asks for, in order.
+
+    Raises
+    ------
+    StudyError
+        If it asks for none.
+    """
+    from neurolens import rows
+
+    names = (("train",) if study.train is not None else ()) + rows.cubes(study)
+    if not names:
+        raise StudyError(f"study {study.name!r} asks for nothing; add a [train] or [samples] table to its file")
+    return names
+
+
+def run_study(study: "Study", only: tuple[str, ...] | None = None) -> Outcome:
+    """Run a study's flows in this process, showing progress.
+
+    Without a Prefect server of one's own (PREFECT_API_URL), a temporary one is started. It takes seconds, so it is
+    left out where nothing is to be done.
+
+    Raises
+    ------
+    NeurolensError
+        If the study, its data or its store are at fault; failed rows are told of in the result.
+    """
+    from neurolens.flows import registry
+
+    names = names_of(study) if only is None else only
+    registry.find(names)
+    os.environ.update({name: value for name, value in QUIET_PREFECT.items() if name not in os.environ})
+    done = nothing_to_do(study, names)
+    if done is not None and not _server_of_ones_own():
+        return done
+    watch = Watch()
+    with watch.progress, console.status("starting Prefect") as status:
+        flows = registry.load(names)
+        from neurolens.flows.running import listening
+
+        watch.status = status
+        with listening(watch):
+            for name, flow in flows.items():
+                state = flow(study, return_state=True)
+                watch.close()
+                if state.is_completed():
+                    continue
+                error = state.result(raise_on_failure=False)
+                if isinstance(error, BaseException) and not watch.outcome.failed:
+                    raise error
+                if not watch.outcome.failed:
+                    watch.outcome.failed[name] = str(state.message)
+    for row, why in watch.outcome.failed.items():
+        complain(f"{row}: {why}")
+    return watch.outcome
+
+
+def nothing_to_do(study: "Study", names: tuple[str, ...]) -> Outcome | None:
+    """Return the outcome of running these flows if all they would do is done, else None. A pure read."""
+    from neurolens import rows
+
+    outcome = Outcome()
+    for name in names:
+        if name == "train":
+            if not _trained(study):
+                return None
+        elif name in rows.MEASURES:
+            try:
+                plan = rows.plan(rows.gather(study, name), rows.open_for_reading(study))
+            except MissingCheckpointError:
+                if "train" in names:
+                    return None
+                raise
+            if plan.todo or plan.change:
+                return None
+            outcome.reused += len(plan.rows)
+        else:
+            return None
+    if "train" in names:
+        from neurolens import training
+
+        outcome.epochs = training.train(study, progress=False).trained_epochs  # checks that the settings are the same
+    return outcome
+
+
+def _trained(study: "Study") -> bool:
+    """Tell whether the study's last epoch is in its metrics."""
+    if study.train is None:
+        raise StudyError("--only train: the study has no [train] table; add one to train")
+    metrics = study.checkpoints.folder / "metrics.csv"
+    if not metrics.exists():
+        return False
+    last = metrics.read_text().strip().splitlines()[-1].partition(",")[0]
+    return last.isdigit() and int(last) >= study.train.epochs
+
+
+def _server_of_ones_own() -> bool:
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url is not None
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to put the study and all it makes.")] = Path("demo"),
+) -> None:
+    """Show it all on real images: train on digits, measure every checkpoint, and leave a store, plots and a report."""
+    from neurolens.study import load_study
+    from neurolens.study_files import init_study
+
+    began = time.perf_counter()
+    path = folder / "study.toml"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        init_study(path, "digits")
+        say(f"wrote {path}")
+    study = load_study(path)
+    outcome = run_study(study)
+    pictures: dict[str, Path] = {}
+    seconds = time.perf_counter() - began
+    say(f"{outcome.summary} in {seconds:.0f} s")
+    table = Table.grid(padding=(0, 2))
+    for name, place in {"study": path, "store": study.store.url, **pictures}.items():
+        table.add_row(f"[bold]{name}[/]", escape(str(place)))
+    console.print(table)
+    console.print("\n[bold]try next[/]")
+    for line in (
+        f"neurolens status {path}",
+        f"neurolens show {path}",
+        f"neurolens run {path}                     # again: computes nothing",
+        f"neurolens run {path} --set samples.grand=true   # computes that only",
+        f"python -c \"import neurolens; print(neurolens.csl(neurolens.open_run('{study.store.url}')['samples'].ds))\"",
+    ):
+        say(f"  {line}")
+    if outcome.failed:
+        raise typer.Exit(ROWS_FAILED)

@@ -1,0 +1,107 @@
+"""Progress of a run on the terminal, and what came of it."""
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.status import Status
+from rich.text import Text
+
+from neurolens.cli.console import console
+
+if TYPE_CHECKING:
+    from neurolens.rows import Plan, Result
+
+
+@dataclass
+class Outcome:
+    """What a run of a study did: rows by outcome over all cubes, and the reasons of failures."""
+
+    computed: int = 0
+    reused: int = 0
+    epochs: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        trained = f"{self.epochs} epochs trained, " if self.epochs else ""
+        return f"{trained}{self.computed} rows computed, {self.reused} up to date, {len(self.failed)} failed"
+
+
+class Rate(ProgressColumn):
+    """Rows (or epochs) per second."""
+
+    def render(self, task: Task) -> Text:
+        """Show the speed of a task."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
+
+
+class Watch:
+    """Listens to the flows and shows them: a bar per flow with its rows, rate and time left."""
+
+    def __init__(self) -> None:
+        self.outcome = Outcome()
+        self.status: Status | None = None
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Rate(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._bar: TaskID | None = None
+        self._lock = threading.Lock()
+
+    def planned(self, plan: "Plan") -> None:
+        """Start a bar for the rows of a cube."""
+        for note in plan.notes:
+            self.progress.console.print(f"[dim]{escape(note)}[/]")
+        self.outcome.reused += plan.count("done")
+        self._start(plan.cube, len(plan.todo))
+
+    def finished(self, result: "Result") -> None:
+        """Count a row."""
+        if result.outcome == "io_error":
+            return
+        with self._lock:
+            if result.outcome == "failed":
+                self.outcome.failed[f"{result.row.path.name}"] = result.why
+            elif result.outcome == "computed":
+                self.outcome.computed += 1
+            else:
+                self.outcome.reused += 1
+        if self._bar is not None:
+            self.progress.advance(self._bar)
+
+    def trained(self, epoch: int, epochs: int, figures: dict[str, float]) -> None:
+        """Show a finished epoch of training, the first of which starts a bar."""
+        if self._bar is None:
+            self._start("train", epochs)
+        self.outcome.epochs += 1
+        if self._bar is not None:
+            note = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            self.progress.update(self._bar, completed=epoch, note=note)
+
+    def close(self) -> None:
+        """End the bar of a flow."""
+        self._bar = None
+
+    def _start(self, name: str, total: int) -> None:
+        if self.status is not None:
+            self.status.stop()
+        self._bar = self.progress.add_task(name, total=total, note="") if total else None

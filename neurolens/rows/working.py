@@ -1,0 +1,235 @@
+"""How rows are claimed, measured and written, each in one commit. Safe to kill at any time."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from neurolens import __version__, schema
+from neurolens.errors import CheckpointError, ModelMismatchError, NeurolensError, NonFiniteError, StoreError
+from neurolens.rows.planning import MEASURES, Materials, Row, prepare, threads
+
+if TYPE_CHECKING:
+    from neurolens.data import SampleSet
+    from neurolens.store import Store
+
+Outcome = Literal["computed", "shared", "failed", "io_error"]
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one row: computed here, shared (done by another run meanwhile), failed, or hit an I/O error."""
+
+    row: Row
+    outcome: Outcome
+    seconds: float = 0.0
+    why: str = ""
+
+
+def run_rows(
+    materials: Materials,
+    rows: Sequence[Row],
+    store: "Store",
+    *,
+    report: Callable[[Result], None] = lambda result: None,
+    record_io_errors: bool = True,
+    workers: int | None = None,
+) -> list[Result]:
+    """Claim, measure and write rows, each in its own commit, and return what became of each.
+
+    A row that another run holds is left for later; it is then found done, or taken over if that run died. A row whose
+    input is bad fails with its reason in the ledger, and the others go on. It is safe to kill this at any time.
+
+    Parameters
+    ----------
+    materials, store
+        From :func:`gather` and :func:`open_for_writing`. The store is prepared, if it is not yet.
+    rows
+        Rows of a plan.
+    report
+        Called with each result as it comes, from the thread that worked on it.
+    record_io_errors
+        Whether a row that met an I/O error fails in the ledger. False leaves it as it was, with outcome ``io_error``,
+        for a caller that will try again.
+    workers
+        Rows measured at once; default ``compute.workers``.
+
+    Raises
+    ------
+    StoreError
+        If the store cannot be written: no row can be kept, so the run ends.
+    """
+    stop = materials.stop
+    started = time.time()
+    blocks = prepare(materials, store)
+    bench = _Bench(materials, store, blocks, started, record_io_errors)
+    results: list[Result] = []
+    pending = list(rows)
+    with ThreadPoolExecutor(workers or materials.study.compute.workers, "rows", bench.set_threads) as pool:
+        try:
+            while pending and not stop.is_set():
+                busy: list[Row] = []
+                running = {pool.submit(bench.work, row): row for row in pending}
+                while running:
+                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        row, result = running.pop(future), future.result()
+                        if result is None:
+                            busy.append(row)
+                        else:
+                            results.append(result)
+                            report(result)
+                pending = busy
+                if pending and not stop.is_set():
+                    time.sleep(POLL_SECONDS)
+        except BaseException:
+            stop.set()
+            raise
+    return results
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Where workers measure rows; ``started`` tells this run's failures from older ones."""
+
+    materials: Materials
+    store: "Store"
+    blocks: Sequence["SampleSet"]
+    started: float
+    record_io_errors: bool
+
+    def set_threads(self) -> None:
+        """Give this worker its share of the cores."""
+        import torch
+
+        torch.set_num_threads(threads(self.materials.study.compute))
+
+    def work(self, row: Row) -> Result | None:
+        """Bring one row up to date; None if another run holds it, or if it is time to stop."""
+        if self.materials.stop.is_set():
+            return None
+        with self.store.claim(self.materials.cube, [row.id]) as won:
+            if row.id not in won:
+                return None
+            ledger = self.store.ledger(self.materials.cube)
+            entries = {part: ledger.entry(*row.id, part) for part in row.keys}
+            missing = tuple(p for p, e in entries.items() if (e.state, e.key) != ("done", row.keys[p]))
+            if not missing:
+                return Result(row, "shared")
+            for part in missing:
+                entry = entries[part]
+                if entry.state == "failed" and entry.key == row.keys[part] and entry.time >= self.started:
+                    return Result(row, "failed", entry.seconds, entry.error)
+            return self._measure(row, missing, {entries[part].error for part in missing})
+
+    def _measure(self, row: Row, missing: tuple[str, ...], known: set[str]) -> Result:
+        materials = self.materials
+        cube = schema.CUBES[materials.cube]
+        began = time.perf_counter()
+        keys = {part: row.keys[part] for part in missing}
+        positions = {dim: value for dim, value in (("epoch", row.epoch), ("step", row.step)) if value is not None}
+        try:
+            values = measure_row(materials, row, missing, self.blocks[row.block])
+        except (NeurolensError, OSError) as error:
+            seconds, why = time.perf_counter() - began, str(error)
+            if may_pass(error) and not self.record_io_errors:
+                return Result(row, "io_error", seconds, why)
+            if known != {why}:  # the same failure again is no news for the history
+                self.store.write_failure(
+                    cube, row.id, positions=positions, keys=keys, error=why, provenance=provenance(materials, row)
+                )
+            return Result(row, "failed", seconds, why)
+        seconds = time.perf_counter() - began
+        self.store.write_row(
+            cube,
+            row.id,
+            positions=positions,
+            values=values,
+            keys=keys,
+            seconds=seconds,
+            provenance=provenance(materials, row),
+        )
+        return Result(row, "computed", seconds)
+
+
+def measure_row(materials: Materials, row: Row, parts: Sequence[str], samples: "SampleSet") -> dict[str, np.ndarray]:
+    """Measure some parts of one row: the checkpoint on the samples of its block.
+
+    Returns
+    -------
+    variable name -> (sample of the block,) array in the schema's dtype.
+
+    Raises
+    ------
+    CheckpointError, ModelMismatchError
+        If the file changed since the plan, cannot be read safely, or does not fit the network.
+    NonFiniteError
+        If a weight, or a measured number, is NaN or infinite.
+    """
+    from neurolens import checkpoints
+
+    table, measure = materials.study.checkpoints, import_module(MEASURES[materials.cube])
+    if checkpoints.digest(row.path) != row.digest:
+        raise CheckpointError(f"{row.path} changed while the run was going on; run again to measure the new one")
+    state = checkpoints.read_state(
+        row.path, trust=table.trust, state_key=table.state_key, strip_prefixes=table.strip_prefixes
+    )
+    if not materials.table.allow_non_finite:
+        require_finite(state, row.path)
+    with materials.network() as network:
+        checkpoints.fill(network.module, state)
+        try:
+            numbers: dict[str, np.ndarray] = measure.measure(
+                network,
+                samples,
+                parts=tuple(parts),
+                table=materials.table,
+                batch_size=materials.study.compute.batch_size,
+                device=materials.device,
+            )
+        except RuntimeError as error:  # what torch raises for wrong shapes and for too little memory
+            reason = str(error).strip().partition("\n")[0]
+            raise ModelMismatchError(
+                f"{row.path}: {materials.study.model.name!r} could not be run on {materials.study.data.source!r} "
+                f"({reason}); check [model.preprocessing] against the network's input, and compute.batch_size against "
+                "the memory there is"
+            ) from error
+    return numbers
+
+
+def may_pass(error: BaseException) -> bool:
+    """Tell whether an error is of input or output, and so may be gone at another try."""
+    cause = error.__cause__ if isinstance(error, NeurolensError) else error
+    lasting = FileNotFoundError | PermissionError | IsADirectoryError | NeurolensError
+    return isinstance(cause, OSError) and not isinstance(error, StoreError) and not isinstance(cause, lasting)
+
+
+def require_finite(state: Mapping[str, Any], path: Path) -> None:
+    """Raise NonFiniteError, naming the tensor, if a weight is NaN or infinite."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            count = int((~tensor.isfinite()).sum())
+            raise NonFiniteError(
+                f"{path}: {name!r} holds {count} non-finite values of {tensor.numel()}: training diverged before this "
+                "checkpoint; leave it out ([checkpoints] end), or store what it gives with allow_non_finite = true"
+            )
+
+
+def provenance(materials: Materials, row: Row) -> dict[str, Any]:
+    """Return where and with what a row was measured."""
+    import torch
+
+    return {
+        "checkpoint": str(row.path),
+        "digest": row.digest,
+        "device": materials.device,
+        "dtype": "bfloat16" if materials.table.bf16 else "float32",
+        "threads": torch.get_num_threads(),
+        "versions": {"neurolens": __version__, "torch": torch.__version__, "numpy": np.__version__},
+    }
