@@ -1,6 +1,5 @@
 """One cube of a store as a Dataset: committed rows in order of the series, what was not measured NaN."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 from xarray.core import indexing
 
 from neurolens import schema
-from neurolens.backend.arrays import TILE, EagerVariable, Rows, RowsArray, SnapshotVariable
+from neurolens.backend.arrays import EagerVariable, Rows, RowsArray, SnapshotVariable
 from neurolens.errors import StoreError, nearest
+from neurolens.store import tiles
 from neurolens.store.ledger import DONE, array_in, group_in
 
 CHUNK_BYTES = 32 << 20  # of a dask chunk, at least
@@ -77,7 +77,7 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
     arrays = {key: array for key, array in sorted(cube.arrays()) if key not in dropped}
     slots = book.slots
     blocks = np.asarray(array_in(cube, "sample_block")[...], np.int32)
-    tiles = _tiles(cube, book)
+    tiled = _tiles(cube, book)
     variables: dict[str, xr.Variable] = {}
     coords = _coords(arrays, book, slots)
     for declared, part in _declared(name, arrays):
@@ -86,7 +86,7 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
         if done is None or not (done.any() or not len(slots)):
             continue
         fill = int(declared.fill_value) if np.dtype(array.dtype).kind in "iu" else None
-        rows = Rows(array, slots, None if done.all() else done, blocks, fill, *tiles.get(key, (None, None)))
+        rows = Rows(array, slots, None if done.all() else done, blocks, fill, *tiled.get(key, (None, None)))
         token = (origin["url"], origin["snapshot"], name, key)
         variables[key] = _variable(RowsArray(rows, token), book.series, declared, array, origin["snapshot"])
         if declared.summed and f"{key}_sum" in arrays and f"{key}_count" in arrays:
@@ -160,40 +160,16 @@ def _tiles(cube: zarr.Group, book: Committed) -> dict[str, tuple[zarr.Array[Any]
     group = cube.get("tiles")
     if not isinstance(group, zarr.Group):
         return {}
-    tiled = valid_tiles(cube, book.done)
+    tiled = tiles.valid(cube, book.done)
     name = _name(settings(cube))
     out = {}
     arrays = dict(group.arrays())
     for declared, part in _declared(name, arrays):
         key, array = declared.name, arrays[declared.name]
         if part in book.parts and array.shape[1] == array_in(cube, "sample_block").shape[0]:
-            valid = tiled[: array.shape[0] // TILE[0], book.parts.index(part)]
+            valid = tiled[: array.shape[0] // tiles.TILE[0], book.parts.index(part)]
             if valid.any():
                 out[key] = (array, valid)
-    return out
-
-
-def valid_tiles(cube: zarr.Group, done: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Say which tiles, (tile, part), were made from the rows that the ledger speaks of now."""
-    made = np.asarray(array_in(group_in(cube, "tiles"), "keys")[...])
-    now = tile_digests(np.asarray(array_in(group_in(cube, "ledger"), "key")[: made.shape[0] * TILE[0]]), done)
-    tiles, parts = min(len(made), len(now)), min(made.shape[1], now.shape[1])
-    same = (made[:tiles, :parts] == now[:tiles, :parts]).all(axis=-1)
-    out = np.zeros((len(made), done.shape[2]), bool)
-    out[:tiles, :parts] = same
-    return out
-
-
-def tile_digests(keys: NDArray[np.uint8], done: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Digest the row keys of every full group of slots: (slot, block, part, 32) -> (tile, part, 32); 0: none done."""
-    tiles = len(keys) // TILE[0]
-    out = np.zeros((tiles, done.shape[2], 32), np.uint8)
-    for t in range(tiles):
-        slots = slice(t * TILE[0], (t + 1) * TILE[0])
-        for part in range(done.shape[2]):
-            if done[slots, :, part].any():
-                known = np.where(done[slots, :, part, None], keys[slots, :, part], np.uint8(0))
-                out[t, part] = np.frombuffer(hashlib.sha256(known.tobytes()).digest(), np.uint8)
     return out
 
 
