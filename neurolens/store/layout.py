@@ -37,7 +37,7 @@ def check(wanted: Wanted) -> None:
             raise SchemaError(f"{name!r} has shape {np.shape(values)} for {n} samples; give one value per sample")
     ids, counts = np.unique(np.asarray(samples.ids, str), return_counts=True)
     if len(ids) < n:
-        raise SchemaError(f"sample id {ids[counts.argmax()]!r} occurs {counts.max()} times; ids must be unique")
+        raise SchemaError(f"sample id {str(ids[counts.argmax()])!r} occurs {counts.max()} times; ids must be unique")
     labels = np.asarray(samples.labels)
     if labels.min() < 0 or labels.max() >= len(samples.classes):
         raise SchemaError(

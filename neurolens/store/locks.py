@@ -75,6 +75,20 @@ def row_number(cube: str, row: RowId) -> int:
     return int.from_bytes(digest[:8], "big") >> 2
 
 
+def try_lock(path: Path, *, byte: int | None = None) -> bool:
+    """Whether a file, or one byte of it, can be locked this moment; the lock is given back at once."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        if byte is not None and hasattr(fcntl, "F_OFD_SETLK"):
+            return _lock_byte(descriptor, byte)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def _lock_byte(descriptor: int, offset: int) -> bool:
     try:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack(_RECORD, fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))

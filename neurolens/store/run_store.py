@@ -3,8 +3,6 @@
 import contextlib
 import datetime
 import os
-import random
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +13,10 @@ import zarr
 
 from neurolens import __version__, schema
 from neurolens.errors import StoreError, nearest
-from neurolens.store import commits, layout, locks, repository
+from neurolens.store import commits, layout, locks, repository, s3, transactions
 from neurolens.store.layout import Layout, SampleCoords, Wanted
 from neurolens.store.ledger import Ledger, read_ledger
 from neurolens.store.locks import RowId
-
-COMMIT_TRIES = 40
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,8 @@ def open_store(
     text = os.fspath(url)
     if not repository.is_s3(text):
         text = str(repository.local_path(text))
+    elif not readonly:
+        s3.require_conditional_put(text, endpoint=endpoint, region=region)
     try:
         repo = repository.open_repository(text, endpoint=endpoint, region=region)
     except StoreError:
@@ -70,8 +68,6 @@ def open_store(
         repo = repository.create_repository(text, endpoint=endpoint, region=region, version=__version__)
     store = Store(text, repo, endpoint=endpoint, region=region, readonly=readonly)
     own = store.attributes()
-    if own.get("format") is None:
-        raise StoreError(f"{text}: this icechunk repository was not written by neurolens; name another place")
     if own["format"] > repository.FORMAT:
         raise StoreError(
             f"{text}: the store has format {own['format']} (neurolens {own.get('version')}), and this is neurolens "
@@ -132,23 +128,31 @@ class Store:
         with repository.explained(self.url):
             branch = None if snapshot else repository.BRANCH
             session = self.repository.readonly_session(branch, snapshot_id=snapshot)
-            return zarr.open_group(session.store, mode="r", use_consolidated=False), str(session.snapshot_id)
+            try:
+                root = zarr.open_group(session.store, mode="r", use_consolidated=False)
+            except FileNotFoundError:
+                raise StoreError(
+                    f"{self.url}: this icechunk repository was not written by neurolens; name another place"
+                ) from None
+            return root, str(session.snapshot_id)
 
     def attributes(self) -> dict[str, Any]:
-        """Return what the root says: format, run, version; empty if another program made this repository."""
-        try:
-            root, _ = self.root()
-        except FileNotFoundError:
-            return {}
-        own: Any = root.attrs.get("neurolens", {})
+        """Return what the root says: format, run (None before any cube was prepared) and version.
+
+        Raises
+        ------
+        StoreError
+            If another program made this repository.
+        """
+        root, _ = self.root()
+        own: Any = root.attrs.get("neurolens")
+        if not isinstance(own, dict):
+            raise StoreError(f"{self.url}: this icechunk repository was not written by neurolens; name another place")
         return dict(own)
 
     def check_writable(self) -> None:
-        """Raise StoreError if this process may not write here, or if shared writing is not safe here."""
+        """Raise StoreError if this process may not write here."""
         if repository.is_s3(self.url):
-            from neurolens.store import s3
-
-            s3.require_conditional_put(self.url, endpoint=self.endpoint, region=self.region)
             return
         path = repository.local_path(self.url)
         with repository.explained(self.url):
@@ -242,8 +246,6 @@ class Store:
         """
         self._require_writable()
         if repository.is_s3(self.url):
-            from neurolens.store import s3
-
             claims = s3.claim_rows(self.url, cube, rows, endpoint=self.endpoint, region=self.region)
         else:
             claims = locks.claim_rows(repository.local_path(self.url), cube, rows)
@@ -323,21 +325,7 @@ class Store:
             If the store is read-only, or the commit does not succeed.
         """
         self._require_writable()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(repository.explained(self.url))
-            if not repository.is_s3(self.url):
-                stack.enter_context(locks.commit_lock(repository.local_path(self.url)))
-            for attempt in range(COMMIT_TRIES):
-                session = self.repository.writable_session(repository.BRANCH)
-                tip = str(session.snapshot_id)
-                write(zarr.open_group(session.store, mode="r+", use_consolidated=False), tip)
-                if not session.has_uncommitted_changes:
-                    return tip
-                try:
-                    return _commit(session, message)
-                except icechunk.RebaseFailedError:
-                    time.sleep(random.uniform(0, min(2.0, 0.02 * 2**attempt)))
-        raise StoreError(f"{self.url}: {COMMIT_TRIES} tries to commit met other writers; run fewer at once")
+        return transactions.transact(self.repository, self.url, message, write)
 
     def tag(self, name: str, snapshot: str | None = None) -> str:
         """Name a snapshot (the tip, if none is given) for good, and return its id.
@@ -370,14 +358,6 @@ class Store:
     def _require_writable(self) -> None:
         if self.readonly:
             raise StoreError(f"{self.url}: the store was opened with readonly=True; open it without to write")
-
-
-def _commit(session: icechunk.Session, message: str) -> str:
-    while True:
-        try:
-            return str(session.commit(message))
-        except icechunk.ConflictError:
-            session.rebase(icechunk.ConflictDetector())
 
 
 def _wanted(
