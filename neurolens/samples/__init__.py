@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from neurolens.samples.detection import evaluate_detection
     from neurolens.samples.dynamics import cartography, forgetting, second_split_forgetting
     from neurolens.samples.external import align, binned_curve, compare, load_scores
+    from neurolens.samples.grand import GradientNorms, seed_scores
     from neurolens.samples.influence import memorization_influence
     from neurolens.samples.label_quality import normalized_margin, self_confidence
     from neurolens.samples.learning import learning_time
+    from neurolens.samples.measure import measure_batch
     from neurolens.samples.ranking import agreement
     from neurolens.samples.seed_files import export_csl, read_samples
 
 _HOMES = {
+    "GradientNorms": "grand",
     "agreement": "ranking",
     "align": "external",
     "aum": "cumulative",
@@ -31,14 +34,17 @@ _HOMES = {
     "forgetting": "dynamics",
     "learning_time": "learning",
     "load_scores": "external",
+    "measure_batch": "measure",
     "memorization_influence": "influence",
     "normalized_margin": "label_quality",
     "read_samples": "seed_files",
     "second_split_forgetting": "dynamics",
+    "seed_scores": "grand",
     "self_confidence": "label_quality",
 }
 
 __all__ = [
+    "GradientNorms",
     "agreement",
     "align",
     "aum",
@@ -52,10 +58,12 @@ __all__ = [
     "forgetting",
     "learning_time",
     "load_scores",
+    "measure_batch",
     "memorization_influence",
     "normalized_margin",
     "read_samples",
     "second_split_forgetting",
+    "seed_scores",
     "self_confidence",
 ]
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from neurolens.errors import ModelMismatchError
@@ -48,7 +49,6 @@ class _Pass:
     size: int
     uses: dict[nn.Module, list[_Use]] = field(default_factory=dict)
     unfit: set[nn.Module] = field(default_factory=set)
-    overwritten: set[nn.Module] = field(default_factory=set)
 
 
 class GradientNorms:
@@ -86,7 +86,6 @@ class GradientNorms:
             batch_dependent = "running_mean" in layer._buffers and layer._buffers["running_mean"] is None
             if own and type(layer) in PRODUCTS + AFFINES and own.keys() <= {"weight", "bias"} and not batch_dependent:
                 self._ghost[layer] = own
-        self._copied: set[nn.Module] = set()
         self._reused: set[nn.Module] = set()
         self._pass: _Pass | None = None
         self._sums: Tensor | None = None
@@ -138,21 +137,18 @@ class GradientNorms:
             leaf = inputs.detach().requires_grad_()
             try:
                 logits = self.module(leaf)
+                seen.unfit |= self._ghost.keys() - seen.uses.keys()
                 self._reused = {m for m, uses in seen.uses.items() if len(uses) > 1}
-                unfit = seen.unfit | (self._ghost.keys() - seen.uses.keys())
-                if not unfit:
+                if not seen.unfit:
                     torch.autograd.grad(logits, leaf, cotangent(logits, labels))
             finally:
                 self._pass = None
-            if unfit:
-                for layer in unfit:
-                    del self._ghost[layer]
-            elif seen.overwritten:
-                self._copied |= seen.overwritten
-            else:
+            if not seen.unfit:
                 for layer in self._reused:
-                    self._sums += self._squares(layer, [u for u in seen.uses[layer] if u.gradient is not None])
+                    self._sums += self._squares(layer, seen.uses[layer])
                 return self._sums
+            for layer in seen.unfit:
+                del self._ghost[layer]
         return _zeros(inputs)
 
     def _saw(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -162,7 +158,7 @@ class GradientNorms:
         (module backward hooks fail there).
         """
         seen = self._pass
-        if seen is None:
+        if seen is None or layer not in self._ghost:
             return
         given = args[0] if args else kwargs.get("input")
         if (
@@ -174,15 +170,12 @@ class GradientNorms:
         ):
             seen.unfit.add(layer)
             return
-        given = given.detach()
-        if layer in self._copied:
-            given = given.clone()
-        use = _Use(given, given._version)
+        use = _Use(given.detach(), given._version)
         seen.uses.setdefault(layer, []).append(use)
 
         def arrived(gradient: Tensor) -> None:
             if use.inputs._version != use.version:
-                seen.overwritten.add(layer)
+                seen.unfit.add(layer)  # an in-place operation has overwritten what the layer read
             elif layer in self._reused:
                 use.gradient = gradient
             else:
@@ -216,11 +209,12 @@ class GradientNorms:
         gradients = torch.func.vmap(torch.func.grad(projected), in_dims=(None, 0, 0))
         out = []
         try:
-            for sample, label in zip(torch.split(inputs.detach(), rows), torch.split(labels, rows), strict=True):
-                total = _zeros(sample)
-                for gradient in gradients(chosen, sample, label).values():
-                    total += _row_squares(gradient)
-                out.append(total)
+            with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no rule for vmap
+                for sample, label in zip(torch.split(inputs.detach(), rows), torch.split(labels, rows), strict=True):
+                    total = _zeros(sample)
+                    for gradient in gradients(chosen, sample, label).values():
+                        total += _row_squares(gradient)
+                    out.append(total)
         except (RuntimeError, ValueError, NotImplementedError) as error:
             raise ModelMismatchError(
                 f"GraNd cannot differentiate per sample through {', '.join(self._owners(names))} ({error}); "
@@ -283,23 +277,27 @@ def seed_scores(
     """Return the reference's penalised scores: L = cross-entropy + weight_decay·‖θ‖², and ‖dL/dθ‖, per sample.
 
     The reference stores them under the names of the loss and the input-gradient norm, which they are not; they are
-    here to reproduce its files. ‖g + 2λθ‖² = ‖g‖² + 4λ⟨g, θ⟩ + 4λ²‖θ‖², and ⟨g, θ⟩ is one forward-mode pass.
+    here to reproduce its files. ‖g + 2λθ‖² = ‖g‖² + 4λ⟨g, θ⟩ + 4λ²‖θ‖², and ⟨g, θ⟩ = (p - y)·Jθ takes one more
+    backward pass for all samples.
 
     Returns
     -------
     loss, norm : (n,) float64 each
     """
     norms = grand(module, inputs, labels)
-    parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    square = sum(float(p.double().square().sum()) for p in parameters.values())
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    square = sum(float(p.detach().double().square().sum()) for p in parameters)
     training = [m for m in module.modules() if m.training]
     module.eval()
-    with torch.no_grad():
-        logits, tangent, *_ = torch.func.jvp(
-            lambda p: torch.func.functional_call(module, p, (inputs,)), (parameters,), (parameters,)
-        )
+    logits = module(inputs)
     for m in training:
         m.training = True
+    # J'u is linear in u, so the gradient of ⟨J'u, θ⟩ in u is Jθ
+    u = torch.zeros_like(logits, requires_grad=True)
+    pulled = torch.autograd.grad(logits, parameters, u, create_graph=True, allow_unused=True)
+    product = torch.stack([(g * p.detach()).sum() for g, p in zip(pulled, parameters, strict=True) if g is not None])
+    (tangent,) = torch.autograd.grad(product.sum(), u)
+    logits = logits.detach()
     along = (cotangent(logits, labels).double() * tangent.double()).sum(dim=1).cpu()
     loss = F.cross_entropy(logits.double(), labels, reduction="none").cpu() + weight_decay * square
     return loss, (norms.square() + 4 * weight_decay * along + 4 * weight_decay**2 * square).sqrt()
