@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +118,68 @@ def _contents(url: Path | str, cube: str) -> Any:
 
 def _bytes(values: np.ndarray) -> bytes:
     return repr(values.tolist()).encode() if values.dtype.kind in "TO" else np.ascontiguousarray(values).tobytes()
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """Run flows against one temporary Prefect server with a database of its own; it takes seconds to start."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+STUDY = """name = "tiny"
+[model]
+name = "digits_convnet"
+[data]
+source = "arrays"
+root = "data.npz"
+split = "all"
+[compute]
+device = "cpu"
+threads = 1
+[samples]
+"""
+
+
+@pytest.fixture
+def make_study(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a study with its data and untrained checkpoints, and returns the study's path."""
+
+    def make(folder: str = "run", *, checkpoints: int = 3, samples: int = 24, text: str = STUDY) -> Path:
+        home = tmp_path / folder
+        home.mkdir(exist_ok=True)
+        write_samples(home, np.arange(samples))
+        for epoch in range(checkpoints):
+            write_checkpoint(home, epoch)
+        path = home / "study.toml"
+        path.write_text(text)
+        return path
+
+    return make
+
+
+def write_samples(home: Path, positions: np.ndarray, *, change: int | None = None) -> None:
+    """Write some of scikit-learn's digits as the data of a study; ``change`` is the position of an altered one."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[positions]
+    if change is not None:
+        images[change, 0, 0] += 1
+    np.savez(home / "data.npz", images=images, labels=digits.target[positions])
+
+
+def write_checkpoint(home: Path, epoch: int, *, seed: int | None = None, classes: int = 10) -> Path:
+    """Write an untrained network, whose weights are drawn from ``seed`` (default: the epoch), as a checkpoint."""
+    import torch
+
+    from neurolens import models
+    from neurolens.study import Model
+
+    path = home / "checkpoints" / f"epoch_{epoch}.pt"
+    path.parent.mkdir(exist_ok=True)
+    network = models.build(Model(name="digits_convnet", classes=classes), seed=epoch if seed is None else seed)
+    torch.save(network.module.state_dict(), path)
+    return path
