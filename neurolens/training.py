@@ -154,7 +154,7 @@ def _settings(
 def _run(fit: Fit, study: Study, progress: bool | Callable[[Row], None]) -> None:
     fit.on_row = progress if callable(progress) else None
     accelerator, devices = _devices(study.compute.device, fit.table.precision)
-    with _own_torch_state(study.compute.threads), _quiet_lightning():
+    with _own_torch_state(study.compute.threads, cpu=accelerator == "cpu"), _quiet_lightning():
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,
@@ -195,10 +195,10 @@ def _devices(device: str, precision: str) -> tuple[str, int | list[int]]:
 
 
 @contextmanager
-def _own_torch_state(threads: int | None) -> Iterator[None]:
+def _own_torch_state(threads: int | None, *, cpu: bool) -> Iterator[None]:
     """Give back torch's random state and thread count as they were."""
     before = torch.get_num_threads()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    with torch.random.fork_rng(() if cpu else range(torch.cuda.device_count())):
         try:
             if threads is not None:
                 torch.set_num_threads(threads)

@@ -141,13 +141,14 @@ class Fit(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         self.state = None
-        self.folder.cut_metrics(self.epoch)
-        if self.step == 0:
+        begins = self.step == 0
+        if begins:
             if self.table.save_initial:
                 self.written = [self.folder.name(0, 0)]
-            self.folder.save_resume(self.resume_state())  # first, so that the folder is known to be this run's
-            if self.table.save_initial:
-                self.folder.save(self.weights(), 0, 0)
+            self.folder.save_resume(self.resume_state())  # before any other file: the folder is known to be this run's
+        self.folder.cut_metrics(self.epoch)
+        if begins and self.table.save_initial:
+            self.folder.save(self.weights(), 0, 0)
 
     def on_train_epoch_start(self) -> None:
         self.batches_in_epoch = len(self.chunks())
@@ -189,7 +190,8 @@ class Fit(lightning.LightningModule):
 
     def _score(self, batch: Shown, which: str) -> torch.Tensor:
         x, y = batch
-        logits: torch.Tensor = self.network(x)
+        output = self.network(x)
+        logits: torch.Tensor = getattr(output, "logits", output)  # Inception and GoogLeNet add auxiliary ones
         if self.samples.exposure is not None:
             hidden = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
             hidden[list(self.samples.exposure.introduced(self.epoch + 1))] = False
