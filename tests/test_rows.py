@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import conftest
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
-import conftest
 from neurolens import rows
 from neurolens.errors import MissingCheckpointError, StoreError
 from neurolens.rows import Plan, Result
