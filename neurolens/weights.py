@@ -13,7 +13,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from neurolens.checkpoints import Checkpoint
 from neurolens.errors import CheckpointError, ModelMismatchError, NonFiniteError, nearest
 from neurolens.fingerprints import fingerprint
 from neurolens.study import Checkpoints as Table
@@ -45,8 +44,20 @@ _UNREADABLE = (
 )
 
 
-def load(module: nn.Module, checkpoint: Checkpoint, table: Table, *, allow_non_finite: bool = False) -> None:
-    """Fill a network from a checkpoint, as the study says, and be sure that the weights are those of its digest.
+def load(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    table: Table,
+    *,
+    digest: str | None = None,
+    allow_non_finite: bool = False,
+) -> None:
+    """Fill a network from a checkpoint, as the study says.
+
+    Parameters
+    ----------
+    digest
+        What the file had when it was discovered; compared after the filling, so that the weights are surely its.
 
     Raises
     ------
@@ -57,20 +68,18 @@ def load(module: nn.Module, checkpoint: Checkpoint, table: Table, *, allow_non_f
     NonFiniteError
         If a tensor holds NaN or infinity and that is not allowed; it names the first such tensor.
     """
-    state = read_state(
-        checkpoint.path, trust=table.trust, state_key=table.state_key, strip_prefixes=table.strip_prefixes
-    )
+    state = read_state(path, trust=table.trust, state_key=table.state_key, strip_prefixes=table.strip_prefixes)
     if not allow_non_finite and (name := non_finite(state)) is not None:
         raise NonFiniteError(
-            f"'{checkpoint.path}' has NaN or infinity in {name!r}: the run had diverged by then; "
+            f"'{path}' has NaN or infinity in {name!r}: the run had diverged by then; "
             "leave the checkpoint out with checkpoints.end, or set samples.allow_non_finite = true"
         )
     try:
         fill(module, state)
     except ModelMismatchError as error:
-        raise ModelMismatchError(f"'{checkpoint.path}': {error}") from error
-    if fingerprint(checkpoint.path).digest != checkpoint.digest:
-        raise CheckpointError(f"'{checkpoint.path}' changed while it was being measured; run again")
+        raise ModelMismatchError(f"'{path}': {error}") from error
+    if digest is not None and fingerprint(path).digest != digest:
+        raise CheckpointError(f"'{path}' changed since it was discovered; run again to measure the new one")
 
 
 def read_state(
