@@ -12,6 +12,7 @@ from neurolens import schema
 from neurolens.store import SampleCoords, Store, open_store
 
 CUBE = schema.SAMPLES
+EPOCHS = list(range(12))
 PARTS = {"forward": {"version": 1}, "input_gradient": {"version": 1}}
 
 

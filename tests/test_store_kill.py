@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import store_cases
-from store_cases import PARTS, array, key, prepare, values
+from store_cases import EPOCHS, PARTS, array, key, prepare, values
 
 from neurolens.store import open_store
-
-EPOCHS = list(range(12))
 
 
 def start(url: Path, version: int, epochs: list[int]) -> "subprocess.Popen[str]":

@@ -170,7 +170,8 @@ def _put(s3: Any, bucket: str, name: str, body: bytes, **condition: str) -> str 
     try:
         return str(s3.put_object(Bucket=bucket, Key=name, Body=body, **condition)["ETag"])
     except ClientError as error:
-        if _status(error) in (404, 409, 412):  # 404: the object that should match is gone
+        missing_bucket = error.response.get("Error", {}).get("Code") == "NoSuchBucket"
+        if _status(error) in (404, 409, 412) and not missing_bucket:  # 404: the object that should match is gone
             return None
         raise
 
