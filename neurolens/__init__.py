@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         learning_time,
         memorization_influence,
     )
+    from neurolens.samples.cumulative import curvature
     from neurolens.study import Study, load_study
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 _MODULES = ("plot", "samples", "schema", "store")
 _HOMES = {
     "Study": "neurolens.study",
+    "curvature": "neurolens.samples.cumulative",
     "load_study": "neurolens.study",
     "open_run": "neurolens.backend",
 } | dict.fromkeys(
@@ -51,6 +53,7 @@ __all__ = [
     "cartography",
     "csg",
     "csl",
+    "curvature",
     "evaluate_detection",
     "forgetting",
     "learning_time",

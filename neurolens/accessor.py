@@ -8,13 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+import neurolens
 from neurolens.backend import open_at
-from neurolens.errors import SchemaError
+from neurolens.errors import SchemaError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from neurolens.store.ledger import Ledger
+
+
+SCORES = {
+    "csl": ("csl", "loss"),
+    "learning_time": ("learning_time", "grad_norm"),
+    "csg": ("csg", "grad_norm"),
+    "aum": ("aum", "margin"),
+    "confidence": ("cartography", "p_true"),
+    "variability": ("cartography", "p_true"),
+    "forgetting_events": ("forgetting", "correct"),
+    "curvature": ("curvature", "curvature"),
+}
+"""Scores per sample by name: the reduction that gives each, and the variable it needs."""
 
 
 @xr.register_dataset_accessor("lens")  # type: ignore[no-untyped-call]
@@ -24,47 +38,57 @@ class Lens:
     def __init__(self, data: xr.Dataset) -> None:
         self._data = data
 
-    def csl(self, **options: Any) -> Any:
+    def csl(self, **options: Any) -> xr.Dataset:
         """Cumulative sample loss: `neurolens.csl`."""
-        from neurolens import samples
+        return neurolens.csl(self._data, **options)
 
-        return samples.csl(self._data, **options)
+    def learning_time(self, **options: Any) -> xr.Dataset:
+        """Share of the series with a gradient norm above the threshold: `neurolens.learning_time`."""
+        return neurolens.learning_time(self._data, **options)
 
-    def learning_time(self, **options: Any) -> Any:
-        """Learning time: `neurolens.learning_time`."""
-        from neurolens import samples
-
-        return samples.learning_time(self._data, **options)
-
-    def aum(self, **options: Any) -> Any:
+    def aum(self, **options: Any) -> xr.DataArray:
         """Area under the margin: `neurolens.aum`."""
-        from neurolens import samples
+        return neurolens.aum(self._data, **options)
 
-        return samples.aum(self._data, **options)
+    def forgetting(self, **options: Any) -> xr.Dataset:
+        """Forgetting events, and when each sample is learned: `neurolens.forgetting`."""
+        return neurolens.forgetting(self._data, **options)
 
-    def forgetting(self, **options: Any) -> Any:
-        """Forgetting events, first learned, never learned: `neurolens.forgetting`."""
-        from neurolens import samples
-
-        return samples.forgetting(self._data, **options)
-
-    def cartography(self, **options: Any) -> Any:
+    def cartography(self, **options: Any) -> xr.Dataset:
         """Confidence, variability, correctness: `neurolens.cartography`."""
-        from neurolens import samples
+        return neurolens.cartography(self._data, **options)
 
-        return samples.cartography(self._data, **options)
-
-    def csg(self, **options: Any) -> Any:
+    def csg(self, **options: Any) -> xr.DataArray:
         """Cumulative squared gradient norm: `neurolens.csg`."""
-        from neurolens import samples
+        return neurolens.csg(self._data, **options)
 
-        return samples.csg(self._data, **options)
+    def curvature(self, **options: Any) -> xr.DataArray:
+        """Input-loss curvature: `neurolens.curvature`."""
+        return neurolens.curvature(self._data, **options)
 
-    def agreement(self, *scores: Any, **options: Any) -> Any:
-        """Rank correlations between scores per sample: `neurolens.agreement`."""
-        from neurolens import samples
+    def agreement(self, *scores: "str | xr.DataArray", **options: Any) -> xr.Dataset:
+        """Correlations between scores per sample: `neurolens.agreement`.
 
-        return samples.agreement(*scores, **options)
+        Parameters
+        ----------
+        scores : names of scores of this Dataset (``SCORES``), or named arrays over `sample`, e.g. an external score
+            Absent: every score of ``SCORES`` that the measured quantities allow.
+        """
+        if not scores:
+            scores = tuple(name for name, (_, needed) in SCORES.items() if needed in self._data)
+        arrays = [self._score(score) if isinstance(score, str) else score for score in scores]
+        unnamed = [array.dims for array in arrays if array.name is None]
+        if unnamed:
+            raise SchemaError(f"found a score without a name, over {unnamed[0]}; give it one: score.rename('mine')")
+        plain = [array.reset_coords(drop=True) for array in arrays]
+        return neurolens.agreement(xr.merge(plain, join="exact", compat="equals"), **options)
+
+    def _score(self, name: str) -> xr.DataArray:
+        if name not in SCORES:
+            raise SchemaError(f"there is no score {name!r}; {nearest(name, SCORES)}")
+        found = getattr(self, SCORES[name][0])()
+        score: xr.DataArray = found[name] if isinstance(found, xr.Dataset) else found
+        return score.rename(name)
 
     @property
     def snapshot(self) -> str:
