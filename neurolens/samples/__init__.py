@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neurolens.samples.cumulative import aum, csg, csl
+    from neurolens.samples.cumulative import aum, csg, csl, curvature
     from neurolens.samples.detection import evaluate_detection
     from neurolens.samples.dynamics import cartography, forgetting, second_split_forgetting
     from neurolens.samples.external import align, binned_curve, compare, load_scores
@@ -29,6 +29,7 @@ _HOMES = {
     "compare": "external",
     "csg": "cumulative",
     "csl": "cumulative",
+    "curvature": "cumulative",
     "evaluate_detection": "detection",
     "export_csl": "seed_files",
     "forgetting": "dynamics",
@@ -53,6 +54,7 @@ __all__ = [
     "compare",
     "csg",
     "csl",
+    "curvature",
     "evaluate_detection",
     "export_csl",
     "forgetting",

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import xarray as xr
@@ -70,6 +71,15 @@ def load_scores(path: Path | str, *, key: str | None = None, ids: str | None = N
 
 
 def _columns(path: Path) -> dict[str, Any]:
+    try:
+        return _read(path)
+    except DataError:
+        raise
+    except (ValueError, EOFError, OSError, csv.Error, BadZipFile) as error:
+        raise DataError(f"{path} cannot be read ({error}); write plain numbers, without pickled objects") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
     if path.suffix == ".npy":
         return {path.stem: np.load(path, allow_pickle=False)}
     if path.suffix == ".npz":

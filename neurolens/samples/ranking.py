@@ -85,11 +85,11 @@ def _correlate(*columns: Any, ranks: bool, bootstrap: int, confidence: float, se
     values = np.stack(columns, axis=-1)
     values = values[~np.isnan(values).any(axis=1)]
     n, k = values.shape
-    ties = [_ties(values[:, c]) for c in range(k)] if ranks else []
     result = np.full((4, k, k), np.nan)
     result[3] = n
     if n < 2:
         return result
+    ties = [_ties(values[:, c]) for c in range(k)] if ranks else []
 
     def once(weights: Any) -> Any:
         moved = np.stack([_mid_ranks(*t, weights) for t in ties], axis=-1) if ranks else values

@@ -159,27 +159,29 @@ def _chain(
         part = np.zeros(width, np.int64) if codes is None else codes[lows[j] : lows[j + 1]]
         state = start(rule, width, part, classes, given)
         for i in range(len(rows)):
-            state = step(rule, state, tuple(b[i, j] for b in blocks), tables[i], tops[i], missing)
-        finished = finish(rule, state)
+            state = step(rule, state, tuple(b[i, j] for b in blocks), tables[i], tops[i])
+        finished = finish(rule, state, missing)
         for k in range(outputs):
             results[k].append(da.from_delayed(finished[k], shape=(width,), dtype="float64"))
     return [da.concatenate(parts) if len(parts) > 1 else parts[0] for parts in results]
 
 
-def _start(rule: Rule, width: int, codes: Any, classes: int, given: tuple[Any, ...]) -> State:
-    return rule.start(width, _codes(np.asarray(codes), np.empty((0, classes))), *given)
+def _start(rule: Rule, width: int, codes: Any, classes: int, given: tuple[Any, ...]) -> tuple[State, list[int]]:
+    return rule.start(width, _codes(np.asarray(codes), np.empty((0, classes))), *given), []
 
 
-def _step(rule: Rule, state: State, blocks: tuple[Any, ...], table: Any, done: int, missing: Missing) -> State:
+def _step(
+    rule: Rule, carried: tuple[State, list[int]], blocks: tuple[Any, ...], table: Any, done: int
+) -> tuple[State, list[int]]:
     # a task must not change its inputs: they may be shared, or fed to it again on a retry
-    state = tuple(s.copy() if isinstance(s, np.ndarray) else s for s in state)
+    state = tuple(s.copy() if isinstance(s, np.ndarray) else s for s in carried[0])
     lost = rule.step(state, tuple(as_block(b) for b in blocks), np.asarray(table), done)
-    missing.check(np.flatnonzero(lost) + done)
-    return state
+    return state, [*carried[1], *(np.flatnonzero(lost) + done)]
 
 
-def _finish(rule: Rule, state: State) -> tuple[Any, ...]:
-    return rule.finish(state)
+def _finish(rule: Rule, carried: tuple[State, list[int]], missing: Missing) -> tuple[Any, ...]:
+    missing.check(carried[1])
+    return rule.finish(carried[0])
 
 
 def _codes(codes: Any, table: Any) -> Any:
