@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -273,9 +274,28 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, target in targets.items():
             if name in state:
-                target.copy_(state[name])
+                _copy(state[name], target)
             else:
                 target.zero_()
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    """Copy values, by one plain memory copy where the layouts agree.
+
+    Tensor.copy_ splits a large tensor over all threads and waits for each: no faster on idle cores, and 10 to 20 times
+    slower than one thread where other rows are being measured on them.
+    """
+    plain = source.dtype == target.dtype and source.device.type == target.device.type == "cpu" and target.dim() > 0
+    if plain and source.is_contiguous() and target.is_contiguous():
+        np.copyto(_bytes(target), _bytes(source))
+        torch.autograd.graph.increment_version(target)
+    else:
+        target.copy_(source)
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    """Return a contiguous tensor's memory, without copying it."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
 
 
 def _widens(source: torch.dtype, target: torch.dtype) -> bool:
