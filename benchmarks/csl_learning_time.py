@@ -1,0 +1,153 @@
+"""CSL and learning time against the reference's way: in memory, and from the store against its files.
+
+``python benchmarks/csl_learning_time.py [--quick]``. The two ways are timed turn by turn, so that a busy machine slows
+both. The reference's way keeps a list of per-epoch arrays, stacks them, and makes the running mean of every sample at
+every epoch. Goals: 12x at 200 epochs and 30x at 4000 (of 50 000 samples) in memory, with less than 100 MB beyond the
+inputs; 2.5x from the store against loading and stacking a file per epoch and quantity.
+"""
+
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import xarray as xr
+
+import neurolens
+from neurolens import schema
+from neurolens.store import SampleCoords, open_store
+
+PARTS = ("forward", "input_gradient")
+Scores = tuple[Any, Any, float]
+
+
+def reference(losses: list[Any], gradients: list[Any]) -> Scores:
+    """The reference's computation, written from its description (float32 sums, float64 running means)."""
+    stacked, norms = np.stack(losses), np.stack(gradients)
+    running = np.cumsum(norms, axis=0) / np.arange(1, len(norms) + 1)[:, None]
+    tau = running.mean()
+    return stacked.sum(axis=0), (1 - (running < tau).mean(axis=0)).astype(np.float32), float(tau)
+
+
+def ours(ds: xr.Dataset) -> Scores:
+    """The same scores by two queries, computed together."""
+    total, learned = dask.compute(neurolens.csl(ds), neurolens.learning_time(ds))
+    return total["csl"].data, learned["learning_time"].data, float(learned["learning_tau"])
+
+
+def rounds(ways: dict[str, Callable[[], Scores]], count: int) -> dict[str, float]:
+    """Best seconds of each way, taken in turn; the first round warms up and checks that the ways agree."""
+    results = [way() for way in ways.values()]
+    for other in results[1:]:
+        np.testing.assert_allclose(other[0], results[0][0], rtol=1e-4)
+        np.testing.assert_allclose(other[2], results[0][2], rtol=1e-4)
+        unequal = np.mean(np.abs(other[1] - results[0][1]) > 1e-6)
+        assert unequal < 0.01, f"learning time differs for {unequal:.1%} of the samples"
+    del results
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(count):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: min(times) for name, times in seconds.items()}
+
+
+def peak_megabytes(way: Callable[[], Scores]) -> float:
+    """What a way allocates at its peak beyond its inputs."""
+    tracemalloc.start()
+    way()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 1e6
+
+
+def in_memory(epochs: int, samples: int, count: int) -> None:
+    """Print times, ratio and peaks for a cube in memory."""
+    rng = np.random.default_rng(0)
+    loss, norm = (rng.random((epochs, samples), dtype=np.float32) for _ in range(2))
+    ds = xr.Dataset(
+        {"loss": (("epoch", "sample"), loss), "grad_norm": (("epoch", "sample"), norm)},
+        coords={"epoch": np.arange(epochs)},
+    )
+    lists = list(loss), list(norm)
+    ways: dict[str, Callable[[], Scores]] = {"reference": lambda: reference(*lists), "ours": lambda: ours(ds)}
+    seconds = rounds(ways, count)
+    ratio = seconds["reference"] / seconds["ours"]
+    print(
+        f"in memory {epochs} x {samples}: reference {seconds['reference'] * 1e3:.1f} ms, "
+        f"ours {seconds['ours'] * 1e3:.1f} ms, ratio {ratio:.1f}x; peak beyond the inputs: "
+        f"reference {peak_megabytes(ways['reference']):.0f} MB, ours {peak_megabytes(ways['ours']):.1f} MB"
+    )
+
+
+def write(folder: Path, epochs: int, samples: int) -> None:
+    """Write the same numbers as a store and as the reference's files."""
+    variables = [v for part in PARTS for v in schema.SAMPLES.part(part).variables]
+    store = open_store(folder / "store", create=True)
+    coords = SampleCoords(
+        np.array([f"{i:032x}" for i in range(samples)]), np.arange(samples) % 100, tuple(map(str, range(100)))
+    )
+    store.prepare(
+        schema.SAMPLES, run="bench", series="epoch", samples=coords, settings={"parts": dict.fromkeys(PARTS, {})}
+    )
+    rng = np.random.default_rng(0)
+    for epoch in range(epochs):
+        values = {v.name: (rng.random(samples, dtype=np.float32) * 9).astype(v.dtype) for v in variables}
+        store.write_row(
+            schema.SAMPLES,
+            (epoch, 0),
+            positions={"epoch": epoch},
+            values=values,
+            keys=dict.fromkeys(PARTS, f"{epoch:064x}"),
+            seconds=1.0,
+            provenance={},
+        )
+        np.save(folder / f"loss_bench_run1_epoch_{epoch}_noise_0.01.npy", values["loss"])
+        np.save(folder / f"loss_grad_bench_run1_epoch_{epoch}_noise_0.01.npy", values["grad_norm"])
+
+
+def from_store(epochs: int, samples: int, count: int) -> None:
+    """Print times and ratio for a cube in a store and the same numbers in files, both in the page cache."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder, epochs, samples)
+
+        def from_files() -> Scores:
+            losses, norms = (
+                [np.load(folder / f"{quantity}_bench_run1_epoch_{e}_noise_0.01.npy") for e in range(epochs)]
+                for quantity in ("loss", "loss_grad")
+            )
+            return reference(losses, norms)
+
+        def queried() -> Scores:
+            return ours(neurolens.open_run(folder / "store")["samples"].to_dataset())
+
+        seconds = rounds({"reference": from_files, "ours": queried}, count)
+        ratio = seconds["reference"] / seconds["ours"]
+        print(
+            f"from the store {epochs} x {samples}: files {seconds['reference'] * 1e3:.0f} ms, "
+            f"store {seconds['ours'] * 1e3:.0f} ms (opened each time), ratio {ratio:.1f}x; "
+            f"peak: files {peak_megabytes(from_files):.0f} MB, store {peak_megabytes(queried):.0f} MB"
+        )
+
+
+def main(quick: bool) -> None:
+    """Print all three comparisons."""
+    if quick:
+        in_memory(20, 2000, 2)
+        in_memory(100, 2000, 2)
+        from_store(20, 2000, 1)
+        return
+    in_memory(200, 50_000, 10)
+    from_store(1000, 50_000, 3)
+    in_memory(4000, 50_000, 3)
+
+
+if __name__ == "__main__":
+    main("--quick" in sys.argv)
