@@ -44,6 +44,11 @@ class Recipe:
             array = _arrays[self] = self.read(*self.args)
         return array
 
+    def hold(self, pixels: Pixels) -> Pixels:
+        """Say that this is the array, so that it is not read a second time."""
+        _arrays[self] = pixels
+        return pixels
+
 
 def _stamps(files: tuple[Path, ...]) -> tuple[tuple[int, int], ...]:
     return tuple((stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files))
@@ -56,7 +61,7 @@ class ArrayImages:
 
     def __init__(self, pixels: Pixels | Recipe, rows: Indices | None = None) -> None:
         self._recipe = pixels if isinstance(pixels, Recipe) else None
-        self._pixels = pixels.pixels() if isinstance(pixels, Recipe) else pixels
+        self._pixels = pixels.pixels() if isinstance(pixels, Recipe) else pixels  # held: the recipes' memory is weak
         self._rows = np.arange(len(self._pixels)) if rows is None else rows
 
     @property

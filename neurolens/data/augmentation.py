@@ -8,7 +8,17 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as images_to
 
 from neurolens.data import draws
-from neurolens.data.batching import Batch, cropped, decoded, fit_channels, normalisation, normalise, prepare, resident
+from neurolens.data.batching import (
+    Batch,
+    channels_first,
+    cropped,
+    decoded,
+    fit_channels,
+    normalisation,
+    normalise,
+    prepare,
+    resident,
+)
 from neurolens.data.batching import resized as resize
 from neurolens.data.samples import Indices, Pixels, SampleSet
 from neurolens.study import Preprocessing
@@ -48,9 +58,9 @@ def training_batches(
     arrays = iter(()) if held is not None else decoded(samples, chunks, augmenter.image, workers=workers)
     for chunk in chunks:
         at = torch.from_numpy(chunk).to(device)
-        pixels = held[at] if held is not None else torch.from_numpy(next(arrays)).to(device, non_blocking=True)
-        x = normalise(augmenter.batch(pixels, chunk), scale, shift, channels_last=channels_last)
-        yield Batch(x, labels[at], chunk)
+        raw = held.index_select(0, at) if held is not None else torch.from_numpy(next(arrays)).to(device)
+        pixels = channels_first(augmenter.batch(raw, chunk), channels_last=channels_last)
+        yield Batch(normalise(pixels, scale, shift), labels[at], chunk)
 
 
 class _Augmenter:

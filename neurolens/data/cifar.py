@@ -55,9 +55,12 @@ def cifar(table: Data) -> Found:
     batches = [_unpickle(file) for file in files]
     lists = [_entry(batch, label_key, file) for batch, file in zip(batches, files)]
     labels = np.concatenate([np.asarray(each, dtype=np.int64) for each in lists])
-    classes = tuple(str(each) for each in _entry(_unpickle(folder / meta), names_key, folder / meta))
-    images = ArrayImages(Recipe.of(_pixels, files, files=files))
-    if len(images) != len(labels) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(classes)):
+    names = _entry(_unpickle(folder / meta), names_key, folder / meta)
+    classes = tuple(each.decode() if isinstance(each, bytes) else str(each) for each in names)
+    recipe = Recipe.of(_read_pixels, files, files=files)
+    pixels = recipe.hold(_pixels(batches, files))
+    images = ArrayImages(recipe)
+    if len(pixels) != len(labels) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(classes)):
         raise DataError(f"{folder} pairs {len(images)} images with {len(labels)} labels of {len(classes)} classes")
     coords: dict[str, npt.NDArray[Any]] = {"position": np.arange(len(labels))}
     if table.split == "all":
@@ -85,14 +88,22 @@ def _folder(table: Data, name: str, meta: str) -> Path:
     return root / name
 
 
-def _pixels(files: tuple[Path, ...]) -> Pixels:
-    planes = []
-    for file in files:
-        data = np.asarray(_entry(_unpickle(file), "data", file))
+def _read_pixels(files: tuple[Path, ...]) -> Pixels:
+    return _pixels([_unpickle(file) for file in files], files)
+
+
+def _pixels(batches: list[dict[Any, Any]], files: tuple[Path, ...]) -> Pixels:
+    planes = [np.asarray(_entry(batch, "data", file)) for batch, file in zip(batches, files)]
+    for data, file in zip(planes, files):
         if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * 32 * 32:
             raise DataError(f"data of {file} is {data.dtype} {data.shape}; it must be uint8 (N, 3072)")
-        planes.append(data.reshape(-1, 3, 32, 32))
-    return np.ascontiguousarray(np.concatenate(planes).transpose(0, 2, 3, 1))
+    pixels = np.empty((sum(map(len, planes)), 32, 32, 3), dtype=np.uint8)
+    for channel in range(3):  # four times faster than one transposing copy
+        first = 0
+        for data in planes:
+            pixels[first : first + len(data), ..., channel] = data.reshape(-1, 3, 32, 32)[:, channel]
+            first += len(data)
+    return pixels
 
 
 def _entry(batch: dict[Any, Any], key: str, file: Path) -> Any:
@@ -121,7 +132,7 @@ class _DataOnly(pickle.Unpickler):
 def _unpickle(file: Path) -> dict[Any, Any]:
     try:
         with file.open("rb") as stream:
-            batch = _DataOnly(stream, encoding="latin1").load()
+            batch = _DataOnly(stream, encoding="bytes").load()
     except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file} is not a CIFAR batch ({error}); unpack the archive again") from None
     if not isinstance(batch, dict):
