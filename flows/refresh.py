@@ -2,13 +2,21 @@
 
 from typing import Any
 
-from prefect import flow
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
 from neurolens import rows
 from neurolens.errors import StudyError
 from neurolens.flows import registry
+from neurolens.store.tiles import build_tiles
 from neurolens.study import Study, load_study
+
+
+@task(name="tiles", cache_policy=NO_CACHE)
+def tidy(study: Study) -> int:
+    """Build the tiles of what is finished: they make reading one sample's history fast."""
+    return build_tiles(rows.open_for_writing(study))
 
 
 @flow(name="refresh")
@@ -42,6 +50,7 @@ def refresh(
         study = load_study(file, profile=profile, overrides=tuple(overrides or ()))
     names = (("train",) if train and study.train is not None else ()) + rows.cubes(study)
     states = {name: job(study, return_state=True) for name, job in registry.load(names).items()}
+    tidy(study)
     failed = {name: state for name, state in states.items() if not state.is_completed()}
     if failed:
         return Failed(message="; ".join(f"{name}: {state.message}" for name, state in failed.items()))

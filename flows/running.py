@@ -30,7 +30,8 @@ from neurolens.study import Study
 
 MAX_TASKS = 45  # with 100 task runs in a flow run, Prefect on SQLite answers 503; with 50 it does not
 MAX_TABLE = 500
-GPU_LIMIT = "neurolens-gpu"
+GPU_LIMIT = "neurolens-gpu"  # tasks on a GPU take one slot of this concurrency limit, where there is one
+BACKOFF_SECONDS = 2.0
 
 
 class Listener(Protocol):
@@ -190,7 +191,7 @@ def run_cube(study: Study, cube: str) -> State[Any]:
             rows.prepare(materials, rows.open_for_writing(study))
             keep(materials)
             job = measure.with_options(
-                retries=study.compute.retries, retry_delay_seconds=exponential_backoff(backoff_factor=2)
+                retries=study.compute.retries, retry_delay_seconds=exponential_backoff(backoff_factor=BACKOFF_SECONDS)
             )
             for label, group in groups(plan.todo, plan.series):
                 parameters = {
