@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import zarr
-from numpy.dtypes import StringDType
 
 from neurolens import schema
 from neurolens.errors import SchemaError, StoreError, nearest
+from neurolens.store.gather import Selection, read_all, write_all
 from neurolens.store.groups import SLOTS_AHEAD, add_array, exposed_classes, grow
-from neurolens.store.ledger import DONE, FAILED, SERIES_DIMS, arrays_in, group_in, key_bytes, settings_of, strings
+from neurolens.store.ledger import DONE, FAILED, SERIES_DIMS, arrays_in, group_in, key_bytes, settings_of
 from neurolens.store.locks import RowId
 
 
@@ -63,8 +63,9 @@ def write_done(root: zarr.Group, row: Row) -> None:
             raise StoreError(f"the store has no array for {variable.name!r}; name its part when preparing the cube")
     for variable in wanted:
         if variable.name in place.arrays:
-            _write_variable(place, variable, _checked(row, variable, place))
-    _write_ledger(place, row, dict.fromkeys(row.keys, ""), DONE)
+            _add_variable(place, variable, _checked(row, variable, place))
+    _add_entries(place, row, dict.fromkeys(row.keys, ""), DONE)
+    write_all(place.writes)
 
 
 def write_failed(root: zarr.Group, row: Row, error: str) -> bool:
@@ -74,29 +75,31 @@ def write_failed(root: zarr.Group, row: Row, error: str) -> bool:
     failed, and its numbers are set to *not measured* (the history keeps them).
     """
     place = _place(root, row)
-    parts = strings(place.group, "ledger/part").tolist()
-    states = np.asarray(place.ledger["state"][place.slot, place.block])
-    keys = np.asarray(place.ledger["key"][place.slot, place.block])
-    done = {part: keys[i].tobytes().hex() for i, part in enumerate(parts) if states[i] == DONE}
+    state, keys = place.entries["state"], place.entries["key"]
+    done = {part: keys[i].tobytes().hex() for i, part in enumerate(place.parts) if state[i] == DONE}
     failed = {part: error for part, key in row.keys.items() if done.get(part) != key}
     for variable in (v for part in failed if part in done for v in row.cube.part(part).variables):
         if variable.name in place.arrays:
-            _write_variable(place, variable, None)
+            _add_variable(place, variable, None)
     if failed:
-        _write_ledger(place, row, failed, FAILED)
+        _add_entries(place, row, failed, FAILED)
+        write_all(place.writes)
     return bool(failed)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a row goes: the arrays of its group and ledger, its slot, its block and the block's extent."""
+    """Where a row goes, what is there of its ledger and labels, and the writes gathered so far."""
 
-    group: zarr.Group
     arrays: dict[str, zarr.Array[Any]]
     ledger: dict[str, zarr.Array[Any]]
     slot: int
     block: int
     extent: slice
+    parts: list[str]
+    labels: np.ndarray
+    entries: dict[str, np.ndarray]
+    writes: list[tuple[zarr.Array[Any], Selection, Any]]
 
 
 def _group(root: zarr.Group, row: Row) -> zarr.Group:
@@ -129,20 +132,26 @@ def _place(root: zarr.Group, row: Row) -> _Place:
     if slot >= len(known):
         for target in (arrays, ledger):
             grow(target.values(), "slot", len(known) + SLOTS_AHEAD)
+    writes: list[tuple[zarr.Array[Any], Selection, Any]] = []
     for dim, at in row.positions.items():
         if at is None or (dim == settings["series"] and len(found)):
             continue
         if dim not in arrays:
             arrays[dim] = add_array(group, dim, "int64", ("slot",), arrays[settings["series"]].shape, (1024,), -1)
-        arrays[dim][slot] = at
+        writes.append((arrays[dim], (slot,), at))
     if not len(found) and settings["exposure"] is not None:
         epoch = row.positions.get("epoch")
         if epoch is None:
             raise SchemaError(f"the class schedule is by epoch, and that of the row at {position} is not known")
         exposed = arrays["exposed"]
-        exposed[slot] = exposed_classes(settings["exposure"], epoch, exposed.shape[1])
+        writes.append((exposed, (slot,), exposed_classes(settings["exposure"], epoch, exposed.shape[1])))
     start = sum(settings["blocks"][:block])
-    return _Place(group, arrays, ledger, slot, block, slice(start, start + settings["blocks"][block]))
+    extent = slice(start, start + settings["blocks"][block])
+    names = [name for name in ledger if name not in ("part", "fingerprint")]
+    reads: list[tuple[zarr.Array[Any], Selection]] = [(ledger[name], (slot, block)) for name in names]
+    parts, labels, *entries = read_all([(ledger["part"], (slice(None),)), (arrays["label"], (extent,)), *reads])
+    at_row = dict(zip(names, entries, strict=True))
+    return _Place(arrays, ledger, slot, block, extent, parts.tolist(), labels, at_row, writes)
 
 
 def _checked(row: Row, variable: schema.Variable, place: _Place) -> np.ndarray | None:
@@ -157,16 +166,15 @@ def _checked(row: Row, variable: schema.Variable, place: _Place) -> np.ndarray |
     return values.astype(variable.dtype)
 
 
-def _write_variable(place: _Place, variable: schema.Variable, values: np.ndarray | None) -> None:
-    """Write a variable of a row and its sums; None stands for *not measured*."""
+def _add_variable(place: _Place, variable: schema.Variable, values: np.ndarray | None) -> None:
+    """Add the writes of a variable and its sums; None stands for *not measured*."""
     arrays, name = place.arrays, variable.name
-    arrays[name][place.slot, place.extent] = variable.fill_value if values is None else values
+    place.writes.append((arrays[name], (place.slot, place.extent), variable.fill_value if values is None else values))
     if variable.summed:
-        labels = np.asarray(arrays["label"][place.extent])
         total, count = arrays[f"{name}_sum"], arrays[f"{name}_count"]
-        sums, counts = class_sums(values, labels, total.shape[2])
-        total[place.slot, place.block] = sums
-        count[place.slot, place.block] = counts
+        sums, counts = class_sums(values, place.labels, total.shape[2])
+        at = (place.slot, place.block)
+        place.writes.extend([(total, at, sums), (count, at, counts)])
 
 
 def class_sums(values: np.ndarray | None, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -178,19 +186,19 @@ def class_sums(values: np.ndarray | None, labels: np.ndarray, classes: int) -> t
     return np.bincount(labels, weights, minlength=classes), np.bincount(labels, minlength=classes)
 
 
-def _write_ledger(place: _Place, row: Row, errors: Mapping[str, str], state: int) -> None:
-    parts = strings(place.group, "ledger/part").tolist()
-    at = (place.slot, place.block, np.array([parts.index(part) for part in errors], np.int64))
-    before = np.asarray(place.ledger["state"].oindex[at])
-    entries: dict[str, Any] = {
+def _add_entries(place: _Place, row: Row, errors: Mapping[str, str], state: int) -> None:
+    """Add the writes of the ledger's entries for the parts in ``errors``; the other parts keep theirs."""
+    at = [place.parts.index(part) for part in errors]
+    now: dict[str, Any] = {
         "state": state,
-        "key": np.stack([key_bytes(row.keys[part]) for part in errors]),
+        "key": [key_bytes(row.keys[part]) for part in errors],
         "seconds": row.seconds,
         "time": time.time(),
-        # as an array: zarr writes nothing where it is given one string for many places
-        "provenance": np.full(len(errors), json.dumps(dict(row.provenance), sort_keys=True), StringDType()),
+        "provenance": json.dumps(dict(row.provenance), sort_keys=True),
     }
-    if state == FAILED or (before == FAILED).any():
-        entries["error"] = np.asarray(list(errors.values()), StringDType())
-    for name, value in entries.items():
-        place.ledger[name].oindex[at] = value
+    if state == FAILED or (place.entries["state"][at] == FAILED).any():
+        now["error"] = list(errors.values())
+    for name, value in now.items():
+        entries = place.entries[name].copy()
+        entries[at] = value
+        place.writes.append((place.ledger[name], (place.slot, place.block), entries))
