@@ -15,38 +15,46 @@ from neurolens import schema
 from neurolens.backend.arrays import EagerVariable, Rows, RowsArray, SnapshotVariable
 from neurolens.errors import StoreError, nearest
 from neurolens.store import tiles
-from neurolens.store.ledger import DONE, array_in, group_in
+from neurolens.store.chunks import read_whole
+from neurolens.store.ledger import DONE
 
 CHUNK_BYTES = 32 << 20  # of a dask chunk, at least
 CHUNK_ROWS = 100  # or this many rows, if that is more, up to twice the bytes
 
 
 @dataclass(frozen=True)
-class Committed:
-    """What the ledger of one cube says is done, at one snapshot."""
+class Cube:
+    """One cube at one snapshot: its arrays by path, and the values of the small ones."""
 
+    name: str
     series: str
-    positions: NDArray[np.int64]  # (slot,); −1: not used yet
+    arrays: Mapping[str, zarr.Array[Any]]
+    held: Mapping[str, NDArray[Any]]
     parts: tuple[str, ...]
     done: NDArray[np.bool_]  # (slot, block, part)
+    slots: NDArray[np.int64]  # (row,): those with anything done, in order of the series
 
-    @property
-    def slots(self) -> NDArray[np.int64]:
-        """The slots with at least one part done in at least one block, in order of the series."""
-        rows = np.flatnonzero(self.done.any(axis=(1, 2)))
-        return rows[np.argsort(self.positions[rows], kind="stable")]
+    def done_rows(self, part: str) -> NDArray[np.bool_]:
+        """Where a part is done, (row, block)."""
+        if part not in self.parts:
+            return np.zeros((len(self.slots), self.done.shape[1]), bool)
+        return self.done[self.slots][:, :, self.parts.index(part)]
 
 
-def committed(cube: zarr.Group) -> Committed:
-    """Read what is done from the ledger of a cube's group."""
-    ledger = group_in(cube, "ledger")
-    series = str(settings(cube)["series"])
-    return Committed(
-        series,
-        np.asarray(array_in(cube, series)[...], np.int64),
-        tuple(map(str, np.asarray(array_in(ledger, "part")[...]).tolist())),
-        np.asarray(array_in(ledger, "state")[...]) == DONE,
-    )
+def read_cube(group: zarr.Group) -> Cube:
+    """Read what is small of a cube's group, and find out what is done."""
+    found = settings(group)
+    name, series = str(found["cube"]), str(found["series"])
+    if name not in schema.CUBES:
+        raise StoreError(f"there is no cube {name!r} in this neurolens; {nearest(name, schema.CUBES)}")
+    arrays = {key: a for key, a in sorted(group.members(max_depth=1)) if isinstance(a, zarr.Array)}
+    small = {key: array for key, array in arrays.items() if "/" not in key and _dims(array) != ("slot", "sample")}
+    wanted = ["ledger/part", "ledger/state", *(["tiles/keys", "ledger/key"] if "tiles/keys" in arrays else [])]
+    held = read_whole(small | {key: arrays[key] for key in wanted})
+    done = held["ledger/state"] == DONE
+    rows = np.flatnonzero(done.any(axis=(1, 2)))
+    slots = rows[np.argsort(held[series][rows], kind="stable")]
+    return Cube(name, series, arrays, held, tuple(map(str, held["ledger/part"].tolist())), done, slots)
 
 
 def settings(cube: zarr.Group) -> dict[str, Any]:
@@ -72,28 +80,24 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
         One row per checkpoint with anything measured; what is not done in the ledger is NaN. A variable measured
         nowhere is left out.
     """
-    book, found, dropped = committed(cube), settings(cube), set(drop)
-    name = _name(found)
-    arrays = {key: array for key, array in sorted(cube.arrays()) if key not in dropped}
-    slots = book.slots
-    blocks = np.asarray(array_in(cube, "sample_block")[...], np.int32)
-    tiled = _tiles(cube, book)
+    found, dropped, read = settings(cube), set(drop), read_cube(cube)
+    coords, tiled = _coords(read), _tiles(read)
     variables: dict[str, xr.Variable] = {}
-    coords = _coords(arrays, book, slots)
-    for declared, part in _declared(name, arrays):
-        key, array = declared.name, arrays[declared.name]
-        done = book.done[slots][:, :, book.parts.index(part)] if part in book.parts else None
-        if done is None or not (done.any() or not len(slots)):
+    for declared, part in _declared(read):
+        key, done = declared.name, read.done_rows(part)
+        if key in dropped or not (done.any() or not len(read.slots)):
             continue
+        array = read.arrays[key]
         fill = int(declared.fill_value) if np.dtype(array.dtype).kind in "iu" else None
-        rows = Rows(array, slots, None if done.all() else done, blocks, fill, *tiled.get(key, (None, None)))
-        token = (origin["url"], origin["snapshot"], name, key)
-        variables[key] = _variable(RowsArray(rows, token), book.series, declared, array, origin["snapshot"])
-        if declared.summed and f"{key}_sum" in arrays and f"{key}_count" in arrays:
-            coords |= _sums(key, arrays, book, slots, done)
+        blocks = read.held["sample_block"]
+        rows = Rows(array, read.slots, None if done.all() else done, blocks, fill, *tiled.get(key, (None, None)))
+        token = (origin["url"], origin["snapshot"], read.name, key)
+        variables[key] = _variable(RowsArray(rows, token), read.series, declared, array, origin["snapshot"])
+        if declared.summed and f"{key}_sum" in read.held and f"{key}_count" in read.held:
+            coords |= _sums(read, key, done)
     attrs = dict(origin) | {
-        "cube": name,
-        "series": book.series,
+        "cube": read.name,
+        "series": read.series,
         "generation": int(found.get("generation", 0)),
         "data": str(found.get("data", "")),
         "settings": json.dumps(found, sort_keys=True),
@@ -121,76 +125,61 @@ def chunk_rows(row_bytes: int) -> int:
     return max(1, CHUNK_BYTES // row_bytes, min(CHUNK_ROWS, 2 * CHUNK_BYTES // row_bytes))
 
 
-def _coords(arrays: Mapping[str, zarr.Array[Any]], book: Committed, slots: NDArray[np.int64]) -> dict[str, xr.Variable]:
+def _coords(read: Cube) -> dict[str, xr.Variable]:
     coords: dict[str, xr.Variable] = {}
-    for key, array in arrays.items():
-        dims = _dims(array)
+    for key, values in read.held.items():
+        dims = _dims(read.arrays[key])
+        if "/" in key or key == "sample_block":
+            continue
         if dims == ("slot",):
-            values = np.asarray(array[...], np.int64)[slots]
-            if key != book.series and (values < 0).all():
+            values = values[read.slots].astype(np.int64)
+            if key != read.series and (values < 0).all():
                 continue
-            known = values if key == book.series or (values >= 0).all() else np.where(values < 0, np.nan, values)
-            coords[key] = EagerVariable(book.series, known, {"long_name": f"{key} of the checkpoint"})
+            known = values if key == read.series or (values >= 0).all() else np.where(values < 0, np.nan, values)
+            coords[key] = EagerVariable(read.series, known, {"long_name": f"{key} of the checkpoint"})
         elif dims == ("slot", "class"):
-            coords[key] = EagerVariable((book.series, "class"), np.asarray(array[...])[slots])
+            coords[key] = EagerVariable((read.series, "class"), values[read.slots])
         elif dims in (("sample",), ("class",)):
-            coords[key] = EagerVariable(dims, np.asarray(array[...]))
-    coords.pop("sample_block", None)
+            coords[key] = EagerVariable(dims, values)
     return coords
 
 
-def _sums(
-    key: str,
-    arrays: Mapping[str, zarr.Array[Any]],
-    book: Committed,
-    slots: NDArray[np.int64],
-    done: NDArray[np.bool_],
-) -> dict[str, xr.Variable]:
+def _sums(read: Cube, key: str, done: NDArray[np.bool_]) -> dict[str, xr.Variable]:
     """Sums and counts per (series, class), over the blocks that are done; count 0: not measured."""
     out: dict[str, xr.Variable] = {}
     for suffix, meaning in (("sum", "sum over the samples of a class"), ("count", "samples of a class measured")):
-        values = np.asarray(arrays[f"{key}_{suffix}"][...])[slots]
+        values = read.held[f"{key}_{suffix}"][read.slots]
         total = np.where(done[:, :, None], values, values.dtype.type(0)).sum(axis=1)
-        out[f"{key}_{suffix}"] = EagerVariable((book.series, "class"), total, {"long_name": f"{meaning}: {key}"})
+        out[f"{key}_{suffix}"] = EagerVariable((read.series, "class"), total, {"long_name": f"{meaning}: {key}"})
     return out
 
 
-def _tiles(cube: zarr.Group, book: Committed) -> dict[str, tuple[zarr.Array[Any], NDArray[np.bool_]]]:
+def _tiles(read: Cube) -> dict[str, tuple[zarr.Array[Any], NDArray[np.bool_]]]:
     """The tiles of each variable, and which of them were made from the rows as they are now."""
-    group = cube.get("tiles")
-    if not isinstance(group, zarr.Group):
+    if "tiles/keys" not in read.held:
         return {}
-    tiled = tiles.valid(cube, book.done)
-    name = _name(settings(cube))
+    names = [tiles.variables(read.name, part, read.arrays) for part in read.parts]
+    tiled = tiles.matching(read.held["tiles/keys"], read.held["ledger/key"], read.done, names)
     out = {}
-    arrays = dict(group.arrays())
-    for declared, part in _declared(name, arrays):
-        key, array = declared.name, arrays[declared.name]
-        if part in book.parts and array.shape[1] == array_in(cube, "sample_block").shape[0]:
-            valid = tiled[: array.shape[0] // tiles.TILE[0], book.parts.index(part)]
-            if valid.any():
-                out[key] = (array, valid)
+    for i, part in enumerate(names):
+        for key in part:
+            array = read.arrays.get(f"tiles/{key}")
+            if array is not None and array.shape[1] == read.arrays[key].shape[1] and tiled[:, i].any():
+                out[key] = (array, tiled[: array.shape[0] // tiles.TILE[0], i])
     return out
 
 
-def _declared(cube: str, arrays: Mapping[str, zarr.Array[Any]]) -> list[tuple[schema.Variable, str]]:
-    """The data variables among a cube's arrays with the part each belongs to, in the schema's order."""
-    stored = {key for key, array in arrays.items() if _dims(array) == ("slot", "sample")}
-    declared = {v.name: (v, p.name) for p in schema.CUBES[cube].parts for v in p.variables}
+def _declared(read: Cube) -> list[tuple[schema.Variable, str]]:
+    """The data variables of a cube with the part each belongs to, in the schema's order."""
+    stored = {key for key, array in read.arrays.items() if "/" not in key and _dims(array) == ("slot", "sample")}
+    declared = {v.name: (v, p.name) for p in schema.CUBES[read.name].parts for v in p.variables}
     unknown = sorted(stored - declared.keys())
     if unknown:
         raise StoreError(
-            f"cube {cube!r} holds variables that this neurolens does not know: {', '.join(unknown)}; "
+            f"cube {read.name!r} holds variables that this neurolens does not know: {', '.join(unknown)}; "
             "a newer one wrote them; run: pip install --upgrade neurolens"
         )
     return [entry for key, entry in declared.items() if key in stored]
-
-
-def _name(found: Mapping[str, Any]) -> str:
-    name = str(found["cube"])
-    if name not in schema.CUBES:
-        raise StoreError(f"there is no cube {name!r} here; {nearest(name, schema.CUBES)}")
-    return name
 
 
 def _dims(array: zarr.Array[Any]) -> tuple[str | None, ...]:

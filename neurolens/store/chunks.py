@@ -6,7 +6,7 @@ uncompressed chunks are fetched as bytes.
 
 import asyncio
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,15 @@ def read(
             for k in members[i]:  # one row of the tile at a time: no index array of rows × columns
                 line = None if cells is None else cells[(rows[k] % height) * width :][:width]
                 out[into[k], piece.target] = array.fill_value if line is None else line[offset:][piece.source]
+
+
+def read_whole(arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, NDArray[Any]]:
+    """Read small arrays at once: one by one, each would wait for the event loop anew."""
+
+    async def gather() -> list[Any]:
+        return list(await asyncio.gather(*(array.async_array.getitem(...) for array in arrays.values())))
+
+    return dict(zip(arrays, map(np.asarray, sync(gather())), strict=True)) if arrays else {}
 
 
 def _fetch(

@@ -6,7 +6,7 @@ until it is built again.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,47 +56,50 @@ def build_tiles(store: "Store") -> int:
 
 def stale(cube: zarr.Group) -> list[tuple[int, str]]:
     """List the tiles, (group of slots, part), that are finished and have no valid copy."""
-    state = np.asarray(array_in(group_in(cube, "ledger"), "state")[...])
-    parts = _parts(cube)
-    made = valid(cube, state == DONE)
+    ledger = group_in(cube, "ledger")
+    state = np.asarray(array_in(ledger, "state")[...])
+    parts, names = _parts(cube), _names(cube)
+    group = cube.get("tiles")
+    made = array_in(group, "keys")[...] if isinstance(group, zarr.Group) else np.zeros((0, 0, 32), np.uint8)
+    current = matching(np.asarray(made), np.asarray(array_in(ledger, "key")[...]), state == DONE, names)
     out = []
-    for tile in range(len(state) // TILE[0]):
+    for tile in range(len(current)):
         rows = state[tile * TILE[0] : (tile + 1) * TILE[0]]
         for i, part in enumerate(parts):
-            if (rows[..., i] != ABSENT).all() and (rows[..., i] == DONE).any() and variables(cube, part):
-                current = tile < len(made) and made[tile, i]
-                out += [] if current else [(tile, part)]
+            finished = (rows[..., i] != ABSENT).all() and (rows[..., i] == DONE).any()
+            if finished and names[i] and not current[tile, i]:
+                out.append((tile, part))
     return out
 
 
-def valid(cube: zarr.Group, done: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def matching(
+    made: NDArray[np.uint8], keys: NDArray[np.uint8], done: NDArray[np.bool_], names: Sequence[Sequence[str]]
+) -> NDArray[np.bool_]:
     """Say which tiles, (tile, part), were made from the rows that the ledger speaks of now.
 
     Parameters
     ----------
-    cube : the group of the cube.
+    made : (tile, part, 32), the digests of the tiles there are.
+    keys : (slot, block, part, 32), the keys in the ledger.
     done : (slot, block, part), which rows are done.
+    names : per part, the variables that the cube holds.
     """
     out = np.zeros((len(done) // TILE[0], done.shape[2]), bool)
-    group = cube.get("tiles")
-    if not isinstance(group, zarr.Group) or "keys" not in group:
-        return out
-    made = np.asarray(array_in(group, "keys")[...])
-    keys = array_in(group_in(cube, "ledger"), "key")
     for tile in range(min(len(made), len(out))):
         slots = slice(tile * TILE[0], (tile + 1) * TILE[0])
-        raw = np.asarray(keys[slots])
-        for i, part in enumerate(_parts(cube)[: made.shape[1]]):
-            out[tile, i] = np.array_equal(
-                made[tile, i], _digest(raw[:, :, i], done[slots, :, i], variables(cube, part))
-            )
+        for i in range(min(made.shape[1], len(names))):
+            out[tile, i] = np.array_equal(made[tile, i], _digest(keys[slots, :, i], done[slots, :, i], names[i]))
     return out
 
 
-def variables(cube: zarr.Group, part: str) -> list[str]:
-    """Return the variables of a part that the cube holds an array for."""
-    declared = schema.CUBES[str(settings_of(cube)["cube"])].part(part).variables
-    return [v.name for v in declared if v.name in cube]
+def variables(cube: str, part: str, present: Container[str]) -> list[str]:
+    """Return the variables of a part that are present, in the schema's order."""
+    return [v.name for v in schema.CUBES[cube].part(part).variables if v.name in present]
+
+
+def _names(cube: zarr.Group) -> list[list[str]]:
+    present, name = set(cube.array_keys()), str(settings_of(cube)["cube"])
+    return [variables(name, part, present) for part in _parts(cube)]
 
 
 def _parts(cube: zarr.Group) -> list[str]:
@@ -112,7 +115,7 @@ def _digest(keys: NDArray[np.uint8], done: NDArray[np.bool_], names: Sequence[st
 
 def _build(cube: zarr.Group, tile: int) -> int:
     """Build the stale tiles of one group of slots, and return how many."""
-    parts = _parts(cube)
+    parts, names = _parts(cube), _names(cube)
     todo = [part for t, part in stale(cube) if t == tile]
     if not todo:
         return 0
@@ -125,8 +128,8 @@ def _build(cube: zarr.Group, tile: int) -> int:
     done = np.asarray(array_in(ledger, "state")[slots]) == DONE
     rows = np.arange(slots.start, slots.stop)
     for part in todo:
-        names = variables(cube, part)
-        for name in names:
+        i = parts.index(part)
+        for name in names[i]:
             source = array_in(cube, name)
             shape = (slots.stop, samples)
             target = _array(group, name, source.dtype, ("slot", "sample"), shape, TILE, source.fill_value)
@@ -135,8 +138,7 @@ def _build(cube: zarr.Group, tile: int) -> int:
                 cells = np.empty((TILE[0], columns.stop - start), source.dtype)
                 read(source, rows, columns, cells, np.arange(TILE[0]))
                 target[slots, start : columns.stop] = cells
-        i = parts.index(part)
-        keys[tile, i] = _digest(raw[:, :, i], done[:, :, i], names)
+        keys[tile, i] = _digest(raw[:, :, i], done[:, :, i], names[i])
     return len(todo)
 
 
