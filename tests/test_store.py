@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def test_open_store__refuses_another_programs_repository_and_a_newer_format(tmp_
 def test_open_store__leaves_nothing_but_the_store_behind(tmp_path):
     open_store(tmp_path / "run", create=True)
     assert os.listdir(tmp_path) == ["run"]
+
+
+def test_open_store__clears_what_a_killed_creation_left(tmp_path):
+    for name, age in {".run.a.new": 10_000, ".run.b.new": 0}.items():
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    open_store(tmp_path / "run", create=True)
+    assert sorted(os.listdir(tmp_path)) == [".run.b.new", "run"], "the younger may be another process at work"
 
 
 def test_open_store__readonly_refuses_to_write(store):

@@ -156,6 +156,9 @@ def test_exposure__is_written_with_each_row_and_follows_the_schedule(tmp_path):
     assert prepare(store, exposure={0: [0], 2: [0, 2]}).change == ""
     prepare(store, exposure={1: [1]})
     assert array(store, "exposed")[:3].tolist() == [[False, True, False], [False] * 3, [False, True, False]]
+    prepare(store)
+    assert "exposed" not in store.root()[0]["samples"]
+    write(store, 4)
 
 
 def test_exposure__without_an_epoch_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from numpy.dtypes import StringDType
 from zarr.codecs import ZstdCodec
 
 from neurolens import schema
+from neurolens.errors import SchemaError
 from neurolens.store.ledger import array_in, arrays_in, group_in, settings_of, strings
 from neurolens.store.records import Wanted, fingerprint
 
@@ -64,7 +65,6 @@ def complete(group: zarr.Group, wanted: Wanted) -> None:
     slots, samples, blocks = series.shape[0], array_in(group, "sample").shape[0], len(settings_of(group)["blocks"])
     chunk = array_in(group, "sample").chunks[0]
     classes = len(wanted.samples.classes)
-    held = max(1, min(LEDGER_SLOTS, SUMS_BYTES // (8 * classes)))
     group.attrs["neurolens"] = merged_settings(settings_of(group), wanted)
     for variable in wanted.measured:
         if variable.name in group:
@@ -75,7 +75,11 @@ def complete(group: zarr.Group, wanted: Wanted) -> None:
             group, variable.name, variable.dtype, ("slot", "sample"), shape, (1, chunk), variable.fill_value, attrs
         )
         if variable.summed:
-            dims, shape3, chunks3 = ("slot", "block", "class"), (slots, blocks, classes), (held, 1, classes)
+            dims, shape3, chunks3 = (
+                ("slot", "block", "class"),
+                (slots, blocks, classes),
+                (slots_per_chunk(classes), 1, classes),
+            )
             attrs = {"long_name": f"sum of {variable.name} over the samples of a class", "units": variable.units}
             add_array(group, f"{variable.name}_sum", "float64", dims, shape3, chunks3, 0.0, attrs)
             attrs = {"long_name": f"number of samples in {variable.name}_sum; 0: not measured", "units": "1"}
@@ -84,14 +88,33 @@ def complete(group: zarr.Group, wanted: Wanted) -> None:
     for name, values in stored_order(group, wanted).items():
         if not holds(group, name, values):
             _put(group, name, values, "sample", chunk, overwrite=True)
-    if wanted.exposure is not None:
-        if "exposed" not in group:
-            attrs = {"long_name": "whether the class had been shown to the network by then", "units": "1"}
-            add_array(group, "exposed", "bool", ("slot", "class"), (slots, classes), (held, classes), False, attrs)
-        used = np.asarray(array_in(group, "epoch")[:]) if "epoch" in group else np.zeros(0, "int64")
-        if (used >= 0).any():
-            table = [exposed_classes(settings_of(group)["exposure"], int(e), classes) for e in used[used >= 0]]
-            array_in(group, "exposed")[np.flatnonzero(used >= 0)] = np.stack(table)
+    _complete_exposure(group, wanted)
+
+
+def _complete_exposure(group: zarr.Group, wanted: Wanted) -> None:
+    """Make ``exposed`` what the class schedule says at every row, or remove it where there is none."""
+    if wanted.exposure is None:
+        if "exposed" in group:
+            del group["exposed"]
+        return
+    used = np.flatnonzero(np.asarray(array_in(group, wanted.series)[:]) >= 0)
+    slots, classes = array_in(group, wanted.series).shape[0], len(wanted.samples.classes)
+    if "exposed" not in group:
+        attrs = {"long_name": "whether the class had been shown to the network by then", "units": "1"}
+        chunks = (slots_per_chunk(classes), classes)
+        add_array(group, "exposed", "bool", ("slot", "class"), (slots, classes), chunks, False, attrs)
+    if not len(used):
+        return
+    epochs = np.asarray(array_in(group, "epoch")[:])[used] if "epoch" in group else np.full(len(used), -1)
+    if (epochs < 0).any():
+        raise SchemaError(f"the class schedule is by epoch, and {(epochs < 0).sum()} rows have no known epoch")
+    schedule = settings_of(group)["exposure"]
+    array_in(group, "exposed")[: len(used)] = np.stack([exposed_classes(schedule, int(e), classes) for e in epochs])
+
+
+def slots_per_chunk(classes: int) -> int:
+    """Return how many slots of per-class sums share a chunk."""
+    return max(1, min(LEDGER_SLOTS, SUMS_BYTES // (8 * classes)))
 
 
 def _add_parts(ledger: zarr.Group, cube: schema.Cube) -> None:

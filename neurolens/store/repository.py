@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ FORMAT = 1
 BRANCH = "main"
 SLOTS_PER_MANIFEST = 1024
 SIDE_FOLDER = ".neurolens"
+DRAFT_S = 600.0
 
 if "ICECHUNK_LOG" not in os.environ:
     # on local folders icechunk warns of concurrent commits at every open; here a file lock serialises them
@@ -155,6 +157,9 @@ def create_repository(
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             return open_repository(text)
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.name}.*.new"):  # by a process that was killed while creating
+            if time.time() - left.stat().st_mtime > DRAFT_S:
+                shutil.rmtree(left, ignore_errors=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent))
         try:
             inner = draft / "store"

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,9 +157,8 @@ class Store:
             return
         path = repository.local_path(self.url)
         with repository.explained(self.url):
-            locks.side_folder(path)
-            if not os.access(path, os.W_OK | os.X_OK):
-                raise PermissionError(13, "permission denied")
+            for folder in (path, path / "refs", locks.side_folder(path)):
+                tempfile.TemporaryFile(dir=folder).close()
 
     def layout(self, cube: str) -> Layout | None:
         """Return how a cube's samples lie at the tip, None if the store does not hold the cube."""
