@@ -1,0 +1,80 @@
+"""The key figures of a run: few numbers, each with what it means."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from neurolens import samples, schema
+from neurolens.errors import MissingMeasurementError
+from neurolens.plot import Scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """One number, as it is shown, and what it is."""
+
+    value: str
+    name: str
+    meaning: str
+
+
+def key_figures(cube: xr.Dataset, given: Scores, metrics: "pd.DataFrame | None" = None) -> list[KeyFigure]:
+    """Gather the numbers of a samples cube that say most about the run. **Eager**.
+
+    Parameters
+    ----------
+    cube : (series, sample)
+        The samples cube.
+    given : Scores
+        What `neurolens.plot.scores` returned for it.
+    metrics : DataFrame, optional
+        The training's ``metrics.csv``, for the validation accuracy.
+    """
+    series = schema.series_dim(cube)
+    at = cube[series].values
+    found = [
+        KeyFigure(f"{cube.sizes[series]:,}", "checkpoints", f"{series} {at[0]} to {at[-1]}"),
+        KeyFigure(f"{cube.sizes['sample']:,}", "samples", f"in {cube.sizes.get('class', 0)} classes"),
+    ]
+    if metrics is not None and "val_acc" in metrics and np.isfinite(metrics["val_acc"].iloc[-1]):
+        meaning = f"after epoch {int(metrics['epoch'].iloc[-1])}"
+        found.append(KeyFigure(f"{metrics['val_acc'].iloc[-1]:.1%}", "validation accuracy", meaning))
+    if "correct" in cube:
+        last = float(cube["correct"].isel({series: -1}).mean())
+        if np.isfinite(last):
+            found.append(KeyFigure(f"{last:.1%}", "measured accuracy", f"at {series} {at[-1]}, on these samples"))
+    loss = np.asarray(given.csl, np.float64)
+    name = "median CSL" if given.csl.name == "csl" else "median of mean loss"
+    high = np.nanquantile(loss, 0.95)
+    found.append(KeyFigure(f"{np.nanmedian(loss):.3g} nat", name, f"5 % of the samples are above {high:.3g}"))
+    if given.learning_time is not None:
+        time = given.learning_time
+        tau = np.asarray(time["learning_tau"], np.float64)
+        median = float(np.nanmedian(time["learning_time"]))
+        meaning = f"share of checkpoints; tau = {float(tau):.3g}" if tau.ndim == 0 else "share of checkpoints"
+        found.append(KeyFigure(f"{median:.2f}", "median learning time", meaning))
+    return found + _never_learned(cube) + _detection(cube, given.csl)
+
+
+def _never_learned(cube: xr.Dataset) -> list[KeyFigure]:
+    try:
+        never = int(samples.forgetting(cube)["never_learned"].sum())
+    except MissingMeasurementError:
+        return []
+    return [KeyFigure(f"{never:,}", "never learned", "samples that no checkpoint got right")]
+
+
+def _detection(cube: xr.Dataset, csl: xr.DataArray) -> list[KeyFigure]:
+    """Say how well the loss finds flipped labels, where it is known which they are."""
+    if "is_mislabelled" not in cube.coords:
+        return []
+    flipped = np.asarray(cube.coords["is_mislabelled"], bool)
+    if flipped.all() or not flipped.any():
+        return []
+    auroc = float(samples.evaluate_detection(csl, cube.coords["is_mislabelled"])["auroc"])
+    return [KeyFigure(f"{auroc:.3f}", "AUROC of flipped labels", f"{int(flipped.sum()):,} labels were flipped")]
