@@ -85,7 +85,8 @@ def fingerprints(paths: Iterable[Path]) -> dict[Path, Fingerprint | OSError]:
         return {path: found for path, found in before.items() if found is not None}
     with ThreadPoolExecutor(min(4, len(missing), os.cpu_count() or 1)) as pool:  # sha256 frees the interpreter lock
         read = dict(zip(missing, pool.map(_measure, missing), strict=True))
-    _save()
+    if any(isinstance(_remembered(path), Fingerprint) for path in missing):
+        _save()
     return {path: found if (found := before[path]) is not None else read[path] for path in paths}
 
 

@@ -175,7 +175,7 @@ def _make(make: Callable[..., Any], table: Model) -> nn.Module:
     _check_options(make, table)
     try:
         module = make(table.classes, **table.options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
         if not table.options:
             raise
         raise StudyError(

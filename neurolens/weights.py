@@ -332,12 +332,16 @@ def _few(names: list[str], shown: int = 4) -> str:
 
 
 def _prefix(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
-    """Return a prefix whose removal would supply every tensor of the network, if there is one."""
+    """Return a prefix whose removal would supply every tensor of the network, most of them in shape, if any does."""
     needed = {k for k in targets if not k.endswith("num_batches_tracked")}
     first = next(iter(needed), None)
     candidates = {k[: -len(first)] for k in state if first and k.endswith("." + first)}
-    working = [p for p in candidates if needed <= {k.removeprefix(p) for k in state}]
-    return min(working, key=len, default=None)
+    for prefix in sorted(candidates, key=len):
+        stripped = {k.removeprefix(prefix): v.shape for k, v in state.items()}
+        agreeing = sum(k in stripped and stripped[k] == targets[k].shape for k in needed)
+        if needed <= stripped.keys() and 2 * agreeing > len(needed):
+            return prefix
+    return None
 
 
 def _classes(

@@ -75,6 +75,12 @@ def test_fill__suggests_the_prefix_to_strip(prefix):
         checkpoints.fill(network(), state)
 
 
+def test_fill__suggests_no_prefix_that_would_not_fit():
+    with pytest.raises(ModelMismatchError) as error:
+        checkpoints.fill(nn.Linear(2, 2), STATE)
+    assert "strip_prefixes" not in str(error.value)
+
+
 def test_fill__counter_of_batch_norm_may_be_absent_and_is_then_zero():
     module = network(seed=1)
     module[1].num_batches_tracked.fill_(7)

@@ -142,6 +142,8 @@ def test_build__unknown_name_gives_the_nearest(name, near):
 def test_build__options_that_do_not_fit_are_named():
     with pytest.raises(StudyError, match=r"withd.*did you mean 'width'"):
         models.build(Model(options={"withd": 8}))
+    with pytest.raises(StudyError, match=r"'image_size': 30.* do not fit 'vit_b_16'"):
+        models.build(Model(name="vit_b_16", options={"image_size": 30}))
     with pytest.raises(StudyError, match=r"bias is 'some'; it is 'all' or 'stem'"):
         models.build(Model(name="cifar_resnet18_incremental", options={"bias": "some"}))
 
