@@ -37,8 +37,12 @@ class Table(BaseModel):
 class Preprocessing(Table):
     """What turns a decoded image into the network's input. It belongs to the model, and is recorded with every row."""
 
-    resize: PositiveInt | None = Field(None, description="Shorter side in pixels after resizing; absent: as it is.")
-    crop: PositiveInt | None = Field(None, description="Side of the centre crop in pixels; absent: none.")
+    resize: PositiveInt | None = Field(
+        None, description="Shorter side in pixels after resizing; absent: the model's, or as it is where crop is given."
+    )
+    crop: PositiveInt | None = Field(
+        None, description="Side of the centre crop in pixels; absent: the model's, or none where resize is given."
+    )
     mean: tuple[float, ...] | None = Field(
         None, description="Per-channel mean of pixels in [0, 1]; absent: the model's."
     )
@@ -59,7 +63,7 @@ class Model(Table):
     name: str = Field(
         "digits_convnet",
         description="digits_convnet, cifar_resnet18 (3x3 stem, `linear`/`shortcut`), cifar_resnet18_incremental "
-        "(3x3 stem with bias, `fc`), any torchvision name, or `file.py:function`.",
+        "(3x3 stem, biases, `fc`), any torchvision name, or `file.py:function`.",
     )
     classes: PositiveInt = Field(10, description="Number of classes.")
     options: dict[str, bool | int | float | str] = Field({}, description="Further keyword arguments of the factory.")

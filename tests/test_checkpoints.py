@@ -230,11 +230,19 @@ def test_discover__missing_explicit_file_names_its_neighbours(tmp_path):
         discover(Checkpoints(files=(CheckpointFile(path=run, epoch=0),)))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_discover__unreadable_file_does_not_stop_the_others(tmp_path):
+def test_discover__unreadable_file_does_not_stop_the_others(tmp_path, monkeypatch):
     run = folder(tmp_path, "epoch_0.pt", "epoch_1.pt")
-    (run / "epoch_1.pt").chmod(0)
-    assert [bool(c.digest) for c in discover(Checkpoints(folder=run)).checkpoints] == [True, False]
+    remembered = fingerprints._remembered
+
+    def refuse(path: Path) -> object:
+        return PermissionError(13, "Permission denied") if path.name == "epoch_1.pt" else remembered(path)
+
+    monkeypatch.setattr(fingerprints, "_remembered", refuse)
+    series = discover(Checkpoints(folder=run))
+    assert [bool(c.digest) for c in series.checkpoints] == [True, False]
+    assert "'epoch_1.pt' cannot be read: Permission denied" in series.notes
+    with pytest.raises(CheckpointError, match=r"epoch_1\.pt' cannot be read: Permission denied"):
+        checkpoints.read_state(run / "epoch_1.pt")
 
 
 def test_discover__broken_link_is_passed_over(tmp_path):
