@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
 import xarray as xr
 
@@ -35,8 +34,8 @@ def reference(losses: list[Any], gradients: list[Any]) -> Scores:
 
 
 def ours(ds: xr.Dataset) -> Scores:
-    """The same scores by two queries, computed together."""
-    total, learned = dask.compute(neurolens.csl(ds), neurolens.learning_time(ds))
+    """The same scores by two queries."""
+    total, learned = neurolens.csl(ds).compute(), neurolens.learning_time(ds).compute()
     return total["csl"].data, learned["learning_time"].data, float(learned["learning_tau"])
 
 
@@ -94,7 +93,7 @@ def write(folder: Path, epochs: int, samples: int) -> None:
         np.array([f"{i:032x}" for i in range(samples)]), np.arange(samples) % 100, tuple(map(str, range(100)))
     )
     store.prepare(
-        schema.SAMPLES, run="bench", series="epoch", samples=coords, settings={"parts": dict.fromkeys(PARTS, {})}
+        schema.SAMPLES, run="bench", series="epoch", samples=coords, settings={"parts": {key: {} for key in PARTS}}
     )
     rng = np.random.default_rng(0)
     for epoch in range(epochs):

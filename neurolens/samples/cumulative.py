@@ -7,7 +7,7 @@ import xarray as xr
 
 from neurolens.samples import kernels
 from neurolens.samples.inputs import Exposure, Inputs, OnMissing, inputs
-from neurolens.samples.scan import Rule, State
+from neurolens.samples.scan import Rule, State, divide
 
 
 def csl(
@@ -52,10 +52,7 @@ def csl(
         total, count = given.fold(Rule(_start_sums32, _step_sums32, _finish_sums), 2)
     else:
         total, count = _sums(given, 1)
-    result = given.result(total, "csl")
-    counted = given.result(count, "n_epochs")
-    mean = given.result((result / counted.where(counted > 0)).data, "csl_mean")
-    return given.dataset(csl=result, csl_mean=mean, n_epochs=counted)
+    return given.dataset(csl=total, csl_mean=divide(total, count), n_epochs=count)
 
 
 def csg(
@@ -87,7 +84,7 @@ def csg(
         Naming the checkpoints without a gradient.
     """
     given = inputs(ds, variable, dim=dim, exposure=exposure, missing=missing)
-    return _attributed(given, given.result(_sums(given, 2)[0], "csg"))
+    return given.result(_sums(given, 2)[0], "csg")
 
 
 def aum(
@@ -118,8 +115,7 @@ def aum(
     Pleiss et al. 2020, "Identifying Mislabeled Data using the Area Under the Margin Ranking", eq. 2.
     """
     given = inputs(ds, "margin", dim=dim, exposure=exposure, missing=missing)
-    total, count = _sums(given, 1)
-    return _attributed(given, given.result(_ratio(given, total, count), "aum"))
+    return given.result(divide(*_sums(given, 1)), "aum")
 
 
 def curvature(
@@ -157,17 +153,7 @@ def curvature(
     """
     given = inputs(ds, "curvature", dim=dim, exposure=exposure, missing=missing)
     total, count = _sums(given, 1)
-    return _attributed(given, given.result(total if how == "sum" else _ratio(given, total, count), "curvature"))
-
-
-def _ratio(given: Inputs, total: Any, count: Any) -> Any:
-    counted = given.result(count, "n_epochs")
-    return (given.result(total, "csl") / counted.where(counted > 0)).data
-
-
-def _attributed(given: Inputs, result: xr.DataArray) -> xr.DataArray:
-    result.attrs |= given.attrs
-    return result
+    return given.result(total if how == "sum" else divide(total, count), "curvature")
 
 
 def _sums(given: Inputs, power: int) -> list[Any]:

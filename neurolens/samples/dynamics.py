@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from neurolens import schema
 from neurolens.samples import kernels
 from neurolens.samples.inputs import Exposure, OnMissing, inputs
-from neurolens.samples.scan import Rule, State
+from neurolens.samples.scan import Rule, State, divide
 
 
 def forgetting(
@@ -47,15 +46,13 @@ def forgetting(
     """
     given = inputs(ds, "correct", dim=dim, exposure=exposure, missing=missing)
     count, right, events, first, _, wrong = given.fold(_PRESENTATIONS, 6)
-    counted, learned = given.result(count, "n_epochs"), given.result(right, "n_epochs") > 0
-    results = {
-        "forgetting_events": given.result(events, "n_epochs").where(learned),
-        "first_learned": given.result(first, "n_epochs").where(learned),
-        "never_learned": (~learned).astype("float64").where(counted > 0),
-        "presentations_needed": (given.result(wrong, "n_epochs") + 1).where(learned),
-    }
+    learned = right > 0
     return given.dataset(
-        **{name: schema.label(array, schema.RESULTS[name]) for name, array in results.items()}, n_epochs=counted
+        forgetting_events=np.where(learned, events, np.nan),
+        first_learned=np.where(learned, first, np.nan),
+        never_learned=np.where(count > 0, (~learned).astype("float64"), np.nan),
+        presentations_needed=np.where(learned, wrong + 1, np.nan),
+        n_epochs=count,
     )
 
 
@@ -87,10 +84,8 @@ def second_split_forgetting(
     """
     given = inputs(ds, "correct", dim=dim, exposure=exposure, missing=missing)
     count, _, _, _, last_right, _ = given.fold(_PRESENTATIONS, 6)
-    at = given.result(last_right, "n_epochs") + 1
-    result = schema.label(at.where(at < given.result(count, "n_epochs")), schema.RESULTS["second_split_forgetting"])
-    result.attrs |= given.attrs
-    return result
+    at = last_right + 1
+    return given.result(np.where(at < count, at, np.nan), "second_split_forgetting")
 
 
 def cartography(
@@ -122,21 +117,19 @@ def cartography(
     Swayamdipta et al. 2020, "Dataset Cartography", section 2.
     """
     given = inputs(ds, "p_true", dim=dim, exposure=exposure, missing=missing)
-    count, mean, variance = (given.result(x, "n_epochs") for x in given.fold(_MOMENTS, 3))
+    count, mean, variance = given.fold(_MOMENTS, 3)
     results = {
         "confidence": mean,
         "variability": variance**0.5,
-        "variability_ci": (variance + variance**2 / (count - 1).where(count > 1)) ** 0.5,
+        "variability_ci": (variance + divide(variance**2, count - 1)) ** 0.5,
         "threshold_closeness": mean * (1 - mean),
+        "n_epochs": count,
     }
     if "correct" in ds:
         right = inputs(ds, "correct", dim=dim, exposure=exposure, missing=missing)
         seen, correct = right.fold(_PRESENTATIONS, 2)
-        results["correctness"] = right.result(correct, "n_epochs").where(right.result(seen, "n_epochs") > 0)
-    return given.dataset(
-        **{name: schema.label(array, schema.RESULTS[name]) for name, array in results.items()},
-        n_epochs=schema.label(count, schema.RESULTS["n_epochs"]),
-    )
+        results["correctness"] = np.where(seen > 0, correct, np.nan)
+    return given.dataset(**results)
 
 
 def _start_presentations(width: int, codes: Any) -> State:

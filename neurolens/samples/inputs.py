@@ -52,15 +52,19 @@ class Inputs:
             given=given,
         )
 
-    def result(self, data: Any, name: str, dtype: str | None = None) -> xr.DataArray:
-        """Label a result over the samples, with the sample coordinates of the input."""
-        coords = {k: v for k, v in self.ds.coords.items() if v.dims == ("sample",)}
-        out = xr.DataArray(data if dtype is None else data.astype(dtype), dims=("sample",), coords=coords)
-        return schema.label(out, schema.RESULTS[name])
+    def dataset(self, **results: Any) -> xr.Dataset:
+        """Label results over the samples, with the sample coordinates of the input and the provenance."""
+        variables = {name: (("sample",), data, schema.RESULTS[name].attrs) for name, data in results.items()}
+        return xr.Dataset(variables, coords=self._coords(), attrs=self.attrs)
 
-    def dataset(self, **results: xr.DataArray) -> xr.Dataset:
-        """Gather results, with the provenance."""
-        return xr.Dataset(results, attrs=self.attrs)
+    def result(self, data: Any, name: str) -> xr.DataArray:
+        """The same for a single result."""
+        attrs = schema.RESULTS[name].attrs | self.attrs
+        return xr.DataArray(data, dims=("sample",), coords=self._coords(), name=name, attrs=attrs)
+
+    def _coords(self) -> dict[Any, xr.DataArray]:
+        kept = [name for name, variable in self.ds.variables.items() if variable.dims == ("sample",)]
+        return {name: self.ds.coords[name] for name in kept if name in self.ds.coords}
 
 
 def inputs(
@@ -91,7 +95,7 @@ def inputs(
         raise SchemaError(f"the Dataset has no {series} left to reduce {variable!r} over; select at least one")
     report = Missing(variable, series, labels, str(ds.attrs.get("run", "")), missing == "drop")
     _unmeasured(ds, variable, series, report)
-    exposed = ds.coords.get("exposed") if exposure == "respect" else None
+    exposed = ds.coords["exposed"] if exposure == "respect" and "exposed" in ds.coords else None
     if exposed is not None and series not in exposed.dims:
         exposed = None
     if per_class and exposed is None:
@@ -121,8 +125,10 @@ def _all_exposed(ds: xr.Dataset, series: str) -> xr.DataArray:
 
 def stored_counts(ds: xr.Dataset, variable: str, series: str) -> xr.DataArray | None:
     """Return the (series, class) counts that the store keeps beside a variable, if they are there and in memory."""
-    counts = ds.coords.get(f"{variable}_count")
-    if counts is None or set(counts.dims) != {series, "class"} or isinstance(counts.data, dask.array.Array):
+    if f"{variable}_count" not in ds.coords:
+        return None
+    counts = ds.coords[f"{variable}_count"]
+    if set(counts.dims) != {series, "class"} or isinstance(counts.data, dask.array.Array):
         return None
     ordered: xr.DataArray = counts.transpose(series, "class")
     return ordered

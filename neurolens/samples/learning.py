@@ -12,7 +12,7 @@ from neurolens import schema
 from neurolens.errors import SchemaError
 from neurolens.samples import kernels
 from neurolens.samples.inputs import Exposure, Inputs, OnMissing, inputs, stored_counts
-from neurolens.samples.scan import Rule, State, as_block, threads
+from neurolens.samples.scan import Rule, State, as_block, divide, threads
 
 da: Any = dask.array  # its functions are not typed
 
@@ -107,24 +107,23 @@ def learning_time(
         elif tau is None:
             threshold = _tau_by_scan(given, _PRESENT, per_class)
         below, count, means = given.fold(_PRESENT, 3, given=(_limit(threshold),))
-    result = given.result(_share(below, count), "learning_time")
-    learning_tau = _label_tau(given, threshold, per_class)
+    share = 1.0 - divide(below, count)
     if stored is not None:
-        result.data = _guard(result.data, _mean_by(given, means, count, per_class), threshold)
+        share = _guard(share, _mean_by(given, means, count, per_class), threshold)
     given.attrs.update(variable=variable, compat=compat or "", missing="loss" if seed else missing)
     given.attrs["epochs"] = [np.asarray(e).item() for e in _kept(given)]
     given.attrs["tau_from"] = "given" if tau is not None else "stored sums" if stored is not None else "data"
-    out = given.dataset(learning_time=result, n_epochs=given.result(count, "n_epochs"))
-    return out.assign(learning_tau=learning_tau)
+    out = given.dataset(learning_time=share, n_epochs=count)
+    if per_class and "class" in ds.coords:
+        out = out.assign_coords({"class": ds.coords["class"]})
+    units = {"units": given.array.attrs["units"]} if "units" in given.array.attrs else {}
+    threshold = threshold if isinstance(threshold, da.Array) else np.asarray(threshold, dtype="float64")
+    out["learning_tau"] = (("class",) if per_class else (), threshold, schema.RESULTS["learning_tau"].attrs | units)
+    return out
 
 
 def _limit(tau: Any) -> Any:
     return tau - TIE * abs(tau)
-
-
-def _share(below: Any, count: Any) -> Any:
-    where = da if isinstance(count, da.Array) else np
-    return where.where(count > 0, 1.0 - below / where.maximum(count, 1), np.nan)
 
 
 def _closed_weights(rows: int) -> Any:
@@ -136,11 +135,7 @@ def _closed_tau(sums: Any, sizes: Any, exposed: Any, per_class: bool) -> Any:
     share = np.where(exposed, 1.0 / np.maximum(rank, 1), 0.0)
     weights = np.where(exposed, np.cumsum(share[::-1], axis=0)[::-1], 0.0)
     total, terms = (weights * sums).sum(axis=0), rank[-1] * sizes
-    return _divide(total, terms) if per_class else float(_divide(total.sum(), terms.sum()))
-
-
-def _divide(total: Any, terms: Any) -> Any:
-    return np.where(terms > 0, total / np.maximum(terms, 1), np.nan)
+    return divide(total, terms) if per_class else float(divide(total.sum(), terms.sum()))
 
 
 def _kept(given: Inputs) -> list[Any]:
@@ -154,8 +149,10 @@ def _kept(given: Inputs) -> list[Any]:
 def _stored(given: Inputs) -> tuple[Any, Any, Any] | None:
     """Return sums (row, class), class sizes and exposure, where they cover exactly the samples at hand."""
     counts = stored_counts(given.ds, given.variable, given.dim)
-    sums = given.ds.coords.get(f"{given.variable}_sum")
-    if counts is None or sums is None or isinstance(sums.data, da.Array):
+    if counts is None or f"{given.variable}_sum" not in given.ds.coords:
+        return None
+    sums = given.ds.coords[f"{given.variable}_sum"]
+    if isinstance(sums.data, da.Array):
         return None
     if "sample" not in given.ds.indexes or not given.ds.indexes["sample"].is_unique:
         return None
@@ -185,7 +182,7 @@ def _mean_by(given: Inputs, means: Any, count: Any, per_class: bool) -> Any:
     else:
         assert given.codes is not None
         total, terms = (_class_sums(x, given.codes.data, given.ds.sizes["class"]) for x in (means, count))
-    return _divide(total, terms)
+    return divide(total, terms)
 
 
 def _class_sums(values: Any, codes: Any, classes: int) -> Any:
@@ -201,17 +198,6 @@ def _class_sums(values: Any, codes: Any, classes: int) -> Any:
         dtype="float64",
         meta=np.empty(0),
     )
-
-
-def _label_tau(given: Inputs, tau: Any, per_class: bool) -> xr.DataArray:
-    if per_class:
-        coords = {"class": given.ds["class"]} if "class" in given.ds.coords else {}
-        out = xr.DataArray(tau, dims=("class",), coords=coords)
-    else:
-        out = xr.DataArray(tau if isinstance(tau, da.Array) else np.float64(tau))
-    out = schema.label(out, schema.RESULTS["learning_tau"])
-    out.attrs["units"] = given.array.attrs.get("units", out.attrs["units"])
-    return out
 
 
 def _guard(result: Any, seen: Any, tau: Any) -> Any:
@@ -239,8 +225,11 @@ def _row_sums(given: Inputs) -> Any:
         return parts.sum(axis=1)
     rows = max(1, 2**22 // max(1, array.shape[1]))
     pieces = [array[low : low + rows] for low in range(0, array.shape[0], rows)]
-    with ThreadPoolExecutor(threads()) as pool:
-        sums = np.concatenate(list(pool.map(_block_sums, pieces)))[:, 0]
+    if len(pieces) == 1:
+        sums = _block_sums(pieces[0])[:, 0]
+    else:
+        with ThreadPoolExecutor(threads()) as pool:
+            sums = np.concatenate(list(pool.map(_block_sums, pieces)))[:, 0]
     given.missing.check(np.flatnonzero(np.isnan(sums)))
     return sums
 

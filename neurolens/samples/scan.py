@@ -120,8 +120,9 @@ def _strips(
         return rule.finish(state), np.flatnonzero(lost)
 
     workers = threads() if rows * width > 1_000_000 else 1
-    # strips bound what as_block copies; whole cache lines keep threads apart
-    size = max(1, min(-(-width // workers), 16_384) + 15 & ~15)
+    # as many strips as threads or a multiple: even work, and a bound on what as_block may copy
+    strips = workers * max(1, -(-width // (workers * 16_384)))
+    size = max(1, -(-width // strips))
     bounds = [(low, min(low + size, width)) for low in range(0, width, size)] or [(0, 0)]
     if workers == 1:
         done = [strip(*b) for b in bounds]
@@ -182,6 +183,11 @@ def _step(
 def _finish(rule: Rule, carried: tuple[State, list[int]], missing: Missing) -> tuple[Any, ...]:
     missing.check(carried[1])
     return rule.finish(carried[0])
+
+
+def divide(total: Any, terms: Any) -> Any:
+    """Return total / terms, NaN where there are no terms; numpy or dask."""
+    return np.where(terms > 0, total / np.maximum(terms, 1), np.nan)
 
 
 def _codes(codes: Any, table: Any) -> Any:
