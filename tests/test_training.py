@@ -180,7 +180,7 @@ train(Study.model_validate_json(sys.stdin.read()), progress=False)
 
 
 def test_train__killed_and_resumed_equals_undisturbed(tmp_path):
-    more = {"epochs": 4, "pattern": "e{epoch}_s{step}.pt", "save_every_steps": 37, "count": 1400, "batch_size": 8}
+    more = {"epochs": 4, "pattern": "e{epoch}_s{step}.pt", "save_every_steps": 37, "count": 640, "batch_size": 8}
     more |= {"augment": ("crop", "flip")}
     started = time.monotonic()
     train(study(tmp_path / "straight", **more), progress=False)
