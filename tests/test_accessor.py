@@ -50,6 +50,15 @@ def test_lens_agreement__takes_names_and_external_scores(ds):
         ds.lens.agreement("csl", external.rename(None))
 
 
+def test_lens_trajectories__are_the_selected_samples(ds):
+    ids = ["s00007", "s00001"]
+    found = ds.isel(epoch=[2, 0]).lens.trajectories(ids, "loss", "correct")
+    xr.testing.assert_identical(found, ds[["loss", "correct"]].isel(epoch=[2, 0]).sel(sample=ids).load())
+    assert set(ds.lens.trajectories(ids[0]).data_vars) == set(ds.data_vars)
+    with pytest.raises(KeyError):
+        ds.lens.trajectories("nobody")
+
+
 def test_lens_provenance__is_the_ledger_in_order(make_store, tmp_path):
     failed, positions = [(1, 1, "forward")], (2, 0, 1)
     make_store(tmp_path / "s", positions=positions, blocks=(3, 2), failed=failed)

@@ -1,4 +1,6 @@
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -278,3 +280,40 @@ def test_stores_equal__is_blind_to_the_order_of_writing(make_store, stores_equal
         make_store(Path(folder) / "c", positions=(1, 0, 2), seed=1)
         with pytest.raises(AssertionError):
             stores_equal(urls[0], Path(folder) / "c")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An S3 server on loopback, and the URL of a store there."""
+    boto3 = pytest.importorskip("boto3")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    known = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+    for name, value in known.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="runs")
+    yield "s3://runs/one", endpoint
+    server.stop()
+
+
+def test_open_run__opens_stores_on_s3(make_store, bucket, monkeypatch):
+    url, endpoint = bucket
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    truth = make_store(url, positions=(1, 0), blocks=(6,))
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    ds = neurolens.open_run(url, endpoint=endpoint, region="us-east-1")["samples"].to_dataset()
+    np.testing.assert_array_equal(ds.loss, truth["loss"])
+    assert ds.attrs["endpoint"] == endpoint
+    assert len(ds.lens.provenance()) == 4
+    assert ds.lens.trajectories("s00001").loss.shape == (2, 1)
+    with pytest.raises(StoreError, match="no store here"):
+        neurolens.open_run("s3://runs/two", endpoint=endpoint)
+
+
+def test_reading__a_snapshot_that_was_collected_says_so(make_store, tmp_path):
+    make_store(tmp_path / "s", positions=(0,), blocks=(3000,))
+    ds = neurolens.open_run(tmp_path / "s")["samples"].to_dataset()
+    shutil.rmtree(tmp_path / "s" / "chunks")
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path))):
+        ds.loss.compute()

@@ -14,6 +14,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from neurolens.store.chunks import Columns, as_columns, count, pieces, read
+from neurolens.store.repository import explained
 
 REQUEST_COST = 100_000  # what one request costs, in bytes that could be read meanwhile (0.1 ms at 1 GB/s)
 
@@ -58,7 +59,8 @@ class RowsArray(BackendArray):
 
     def _outer(self, key: tuple[Any, ...]) -> NDArray[Any]:
         rows = np.arange(self.shape[0])[key[0]]
-        cells = self._cells(np.atleast_1d(rows), as_columns(key[1], self.shape[1]))
+        with explained(self.token[0]):  # e.g. a snapshot that was collected since it was opened
+            cells = self._cells(np.atleast_1d(rows), as_columns(key[1], self.shape[1]))
         if np.ndim(rows) == 0:
             cells = cells[0]
         return cells[..., 0] if isinstance(key[1], int | np.integer) else cells
