@@ -2,11 +2,10 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
-from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 FOLDS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
     nn.BatchNorm1d: (nn.Linear, nn.Conv1d),
@@ -15,28 +14,22 @@ FOLDS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
 }
 """Which layers a batch norm can be folded into (exact types: a subclass may compute something else)."""
 
-_UNTRACEABLE = (
-    fx.proxy.TraceError,
-    TypeError,
-    ValueError,
-    RuntimeError,
-    AttributeError,
-    LookupError,
-    AssertionError,
-)
+ROUNDING = 1e-4
+"""Largest difference between the logits, relative to the largest of them, that is rounding."""
 
 
 def folded(module: nn.Module, *, probe: Tensor) -> nn.Module:
     """Return an eval-mode copy of ``module`` without parameter gradients, its batch norms folded where that is exact.
 
-    Pairs are found in the traced graph (torch.fx), or, where the network cannot be traced, as neighbours in an
-    `nn.Sequential`. The copy must agree with the network on ``probe``; otherwise an unfolded copy is returned.
+    A batch norm is folded where the autograd graph of the probe shows that it alone consumes the output of a layer that
+    can absorb it. The copy must also agree with the network on the probe; otherwise an unfolded copy is returned. (The
+    graph is that of a real pass: tracing with torch.fx would patch `nn.Module` for all threads.)
 
     Parameters
     ----------
     module : network
         Never changed.
-    probe : (n, …), normalised input
+    probe : (n, …), normalised input, floating point
         A few real inputs, on the module's device.
 
     Returns
@@ -45,31 +38,28 @@ def folded(module: nn.Module, *, probe: Tensor) -> nn.Module:
         Equal to ``module.eval()`` up to float rounding.
     """
     plain = copy.deepcopy(module).eval().requires_grad_(False)
-    if not any(type(m) in FOLDS for m in plain.modules()):
+    pairs = _pairs(plain, probe) if any(type(m) in FOLDS for m in plain.modules()) else []
+    if not pairs:
         return plain
-    candidate: nn.Module = copy.deepcopy(plain)
-    try:
-        candidate = fx.symbolic_trace(candidate)
-    except _UNTRACEABLE:  # fx runs the network's own code on proxies, which can fail in any of these ways
-        candidate = copy.deepcopy(plain)
-        _fold_sequentials(candidate)
-    else:
-        _fold_graph(candidate)
+    candidate = copy.deepcopy(plain)
+    for layer, norm in pairs:
+        absorb(candidate.get_submodule(layer), candidate.get_submodule(norm))
+        parent, _, name = norm.rpartition(".")
+        candidate.get_submodule(parent)._modules[name] = nn.Identity()
     return candidate if _agree(plain, candidate, probe) else plain
 
 
 def absorb(layer: nn.Module, norm: nn.Module) -> None:
     """Replace ``layer`` by norm∘layer, in place: W ← γ/√(σ²+ε)·W and b ← γ/√(σ²+ε)·(b−μ) + β, in float64."""
-    weight = _float64(layer.weight)
-    mean, var = _float64(norm.running_mean), _float64(norm.running_var)
+    kept = layer.weight
+    assert isinstance(kept, Tensor)
+    weight, mean, var = _float64(kept), _float64(norm.running_mean), _float64(norm.running_var)
     gamma = torch.ones_like(mean) if norm.weight is None else _float64(norm.weight)
     beta = torch.zeros_like(mean) if norm.bias is None else _float64(norm.bias)
     bias = torch.zeros_like(mean) if layer.bias is None else _float64(layer.bias)
     scale = gamma / torch.sqrt(var + float(norm.eps))  # type: ignore[arg-type]
-    kept = layer.weight
-    assert isinstance(kept, Tensor)
-    new = (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).to(kept)
-    layer.weight = nn.Parameter(new, requires_grad=False)
+    weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    layer.weight = nn.Parameter(weight.to(kept), requires_grad=False)
     layer.bias = nn.Parameter(((bias - mean) * scale + beta).to(kept), requires_grad=False)
 
 
@@ -78,12 +68,61 @@ def _float64(value: object) -> Tensor:
     return value.detach().cpu().double()  # MPS has no float64
 
 
-def _foldable(layer: nn.Module | None, norm: nn.Module | None) -> bool:
-    """Tell whether a batch norm with running statistics follows a layer that can absorb it."""
-    if layer is None or norm is None or type(layer) not in FOLDS.get(type(norm), ()):
-        return False
+def _pairs(module: nn.Module, probe: Tensor) -> list[tuple[str, str]]:
+    """Return the names of (layer, batch norm) pairs, each called once, the one feeding the other and nothing else."""
+    shared = _shared(module)
+    names = {m: name for name, m in module.named_modules() if id(m) not in shared}
+    calls: Counter[nn.Module] = Counter()
+    made: dict[Any, nn.Module] = {}  # the graph node of a layer's output -> the layer
+    fed: list[tuple[Any, nn.Module]] = []
+
+    def saw(called: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        calls[called] += 1
+        if type(called) not in FOLDS and isinstance(output, Tensor) and output.grad_fn is not None:
+            made[output.grad_fn] = called
+
+    def feeds(norm: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            fed.append((args[0].grad_fn, norm))
+
+    layers = {kind for kinds in FOLDS.values() for kind in kinds} | set(FOLDS)
+    watched = [m for m in names if type(m) in layers]
+    handles = [m.register_forward_hook(saw) for m in watched]
+    handles += [m.register_forward_pre_hook(feeds) for m in watched if type(m) in FOLDS]
+    try:
+        with torch.enable_grad():
+            output = module(probe.detach().requires_grad_())
+    finally:
+        for handle in handles:
+            handle.remove()
+    uses = _uses(output.grad_fn) if isinstance(output, Tensor) else Counter()
+    return [
+        (names[made[node]], names[norm])
+        for node, norm in fed
+        if node in made and uses[node] == 1 and calls[made[node]] == calls[norm] == 1 and _foldable(made[node], norm)
+    ]
+
+
+def _uses(last: Any) -> Counter[Any]:
+    """How often each node of the autograd graph that ends in ``last`` is consumed."""
+    uses: Counter[Any] = Counter()
+    seen, rest = {last}, [last]
+    while rest:
+        node = rest.pop()
+        for before, _ in node.next_functions if node is not None else ():
+            if before is not None:
+                uses[before] += 1
+                if before not in seen:
+                    seen.add(before)
+                    rest.append(before)
+    return uses
+
+
+def _foldable(layer: nn.Module, norm: nn.Module) -> bool:
+    """Tell whether this batch norm has running statistics, and this layer a weight that can absorb them."""
     mean, weight = norm.running_mean, layer.weight
-    return isinstance(mean, Tensor) and isinstance(weight, Tensor) and len(mean) == len(weight)
+    fits = isinstance(mean, Tensor) and isinstance(weight, Tensor) and len(mean) == len(weight)
+    return fits and type(layer) in FOLDS[type(norm)]
 
 
 def _shared(module: nn.Module) -> set[int]:
@@ -97,52 +136,13 @@ def _shared(module: nn.Module) -> set[int]:
     }
 
 
-def _fold_graph(traced: fx.GraphModule) -> None:
-    """Fold every batch norm whose only input is a layer that is called once and feeds nothing else."""
-    modules = dict(traced.named_modules(remove_duplicate=False))
-    calls = Counter(id(modules[str(n.target)]) for n in traced.graph.nodes if n.op == "call_module")
-    barred = {i for i, n in calls.items() if n > 1} | _shared(traced)
-    read = {str(n.target).rpartition(".")[0] for n in traced.graph.nodes if n.op == "get_attr"}
-    for node in list(traced.graph.nodes):
-        if node.op != "call_module" or len(node.args) != 1 or not isinstance(before := node.args[0], fx.Node):
-            continue
-        if before.op != "call_module" or len(before.users) != 1:
-            continue
-        norm, layer = modules[str(node.target)], modules[str(before.target)]
-        if (
-            not _foldable(layer, norm)
-            or {id(norm), id(layer)} & barred
-            or {str(node.target), str(before.target)} & read
-        ):
-            continue
-        absorb(layer, norm)
-        node.replace_all_uses_with(before)
-        traced.graph.erase_node(node)
-    traced.recompile()
-
-
-def _sequentials(module: nn.Module) -> Iterator[nn.Sequential]:
-    for child in module.modules():
-        if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward:
-            yield child
-
-
-def _fold_sequentials(module: nn.Module) -> None:
-    """Fold the batch norms that directly follow their layer in an `nn.Sequential`."""
-    barred = _shared(module)
-    for sequence in _sequentials(module):
-        names = list(sequence._modules)
-        for first, second in pairwise(names):
-            layer, norm = sequence._modules[first], sequence._modules[second]
-            if layer is not None and norm is not None and _foldable(layer, norm) and not {id(layer), id(norm)} & barred:
-                absorb(layer, norm)
-                sequence._modules[second] = nn.Identity()
-
-
 def _agree(plain: nn.Module, candidate: nn.Module, probe: Tensor) -> bool:
     """Compare the two networks on the probe: folding errs by rounding only, a wrong pair by far more."""
-    with torch.no_grad():
-        expected, found = plain(probe), candidate(probe)
-    if expected.shape != found.shape or not torch.isfinite(expected).all():
+    try:
+        with torch.no_grad():
+            expected, found = plain(probe), candidate(probe)
+    except AttributeError:  # the network's own code reads an attribute of the batch norm that is gone
         return False
-    return bool((found - expected).abs().max() <= 1e-3 * expected.abs().max().clamp(min=1e-3))
+    if expected.shape != found.shape or not bool(torch.isfinite(expected).all()):
+        return False
+    return bool((found - expected).abs().max() <= ROUNDING * expected.abs().max())
