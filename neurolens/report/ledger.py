@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class Failure:
     """A row that failed, and why."""
 
     position: int
-    part: str
+    parts: tuple[str, ...]
     reason: str
     checkpoint: str
 
@@ -71,11 +72,6 @@ def ledger_table(ledger: Ledger) -> LedgerTable:
         states.setdefault((row.position, row.part), []).append(row)
     seen = [part for part in ledger.parts if any(row.part == part for row in rows)]
     strips = tuple(_strip(part, positions, states, blocks) for part in seen)
-    failed = tuple(
-        Failure(row.position, row.part, row.error, _known(row).get("checkpoint", ""))
-        for row in rows
-        if row.state == "failed"
-    )
     times = [row.time for row in rows if np.isfinite(row.time)]
     written = datetime.fromtimestamp(max(times), UTC).strftime("%Y-%m-%d %H:%M UTC") if times else "never"
     shown = {
@@ -89,7 +85,7 @@ def ledger_table(ledger: Ledger) -> LedgerTable:
         blocks=blocks,
         generation=ledger.generation,
         strips=strips,
-        failed=failed,
+        failed=_failures(rows),
         written=written,
         settings=shown,
         measured_with=_ways(rows),
@@ -116,6 +112,18 @@ def _state(rows: list[LedgerRow], blocks: int) -> str:
     if not rows:
         return "absent"
     return "done" if len(rows) == blocks else "partly"
+
+
+def _failures(rows: list[LedgerRow]) -> tuple[Failure, ...]:
+    """Gather the parts of a row that failed for one reason."""
+    alike: dict[tuple[int, int, str], list[LedgerRow]] = {}
+    for row in rows:
+        if row.state == "failed":
+            alike.setdefault((row.position, row.block, row.error), []).append(row)
+    return tuple(
+        Failure(position, tuple(row.part for row in group), reason, Path(_known(group[0]).get("checkpoint", "")).name)
+        for (position, _, reason), group in alike.items()
+    )
 
 
 def _known(row: LedgerRow) -> dict[str, Any]:

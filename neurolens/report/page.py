@@ -70,7 +70,7 @@ def write_report(
     external : mapping, optional
         Scores from elsewhere, (sample) each, to compare the run's with.
     endpoint, region
-        Of an S3-compatible server.
+        Of an S3-compatible server; absent: the study's.
 
     Raises
     ------
@@ -78,6 +78,8 @@ def write_report(
         If there is no store at this URL, or the page cannot be written.
     """
     path = Path(path)
+    if study is not None:
+        endpoint, region = endpoint or study.store.endpoint, region or study.store.region
     store = open_store(str(url), endpoint=endpoint, region=region, readonly=True)
     notes: list[str] = []
     if study is not None:
@@ -85,6 +87,12 @@ def write_report(
     ledgers = [ledger_table(store.ledger(name)) for name in schema.CUBES if store.ledger(name).exists]
     tree = open_run(str(url), endpoint=endpoint, region=region)
     cube = tree["samples"].to_dataset() if "samples" in tree.children else None
+    for table in ledgers:
+        if table.failed:
+            lost = ", ".join(str(p) for p in sorted({failure.position for failure in table.failed}))
+            notes.append(
+                f"Rows of the {table.cube} cube failed at {table.series} {lost}: what follows leaves them out."
+            )
     drawn, figures = _science(cube, metrics, images, external, notes)
     text = (
         _environment()
