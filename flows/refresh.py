@@ -9,6 +9,7 @@ from prefect.states import Completed, Failed
 from neurolens import rows
 from neurolens.errors import StudyError
 from neurolens.flows import registry
+from neurolens.flows.running import link_report
 from neurolens.store.tiles import build_tiles
 from neurolens.study import Study, load_study
 
@@ -17,6 +18,12 @@ from neurolens.study import Study, load_study
 def tidy(study: Study) -> int:
     """Build the tiles of what is finished: they make reading one sample's history fast."""
     return build_tiles(rows.open_for_writing(study))
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report(study: Study) -> None:
+    """Write the report page and link to it."""
+    link_report(study)
 
 
 @flow(name="refresh")
@@ -50,7 +57,9 @@ def refresh(
         study = load_study(file, profile=profile, overrides=tuple(overrides or ()))
     names = (("train",) if train and study.train is not None else ()) + rows.cubes(study)
     states = {name: job(study, return_state=True) for name, job in registry.load(names).items()}
-    tidy(study)
+    if any(state.name != "Cached" for state in states.values()):
+        tidy(study)
+        report(study)
     failed = {name: state for name, state in states.items() if not state.is_completed()}
     if failed:
         return Failed(message="; ".join(f"{name}: {state.message}" for name, state in failed.items()))

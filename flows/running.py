@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -252,19 +251,36 @@ def _conclude(study: Study, plan: rows.Plan, tally: _Tally) -> State[Any]:
     if failed:
         listed = "; ".join(f"{plan.series} {r.row.position}: {r.why}" for r in failed)
         return Failed(message=f"{summary}: {listed}")
-    return Completed(message=summary, data=study.store.url)
+    name = "Completed" if count["computed"] else "Cached"
+    return Completed(name=name, message=summary, data=study.store.url)
 
 
 def _figures(study: Study, plan: rows.Plan, summary: str) -> str:
-    """Return the key figures as markdown."""
-    seconds = f"run: {study.name}\n\nstore: `{study.store.url}`\n\n{summary}\n"
-    notes = "".join(f"\n- {note}" for note in plan.notes)
-    return f"# {study.name}: {plan.cube}\n\n{seconds}{notes}"
+    """Return the key figures as markdown: loss and accuracy over the last checkpoints."""
+    import xarray as xr
+
+    lines = [f"# {study.name}: {plan.cube}", "", summary, "", f"store: `{study.store.url}`"]
+    lines += [f"- {note}" for note in plan.notes]
+    options = {"endpoint": study.store.endpoint, "region": study.store.region}
+    ds = xr.open_dataset(study.store.url, group=plan.cube, engine="neurolens", chunks={}, backend_kwargs=options)
+    if "loss_sum" in ds.coords and ds.sizes[plan.series]:
+        last = ds.isel({plan.series: slice(-5, None)})
+        loss = last["loss_sum"].sum("class") / last["loss_count"].sum("class")
+        accuracy = last["correct"].mean("sample")
+        lines += ["", f"| {plan.series} | mean loss | accuracy |", "|---|---|---|"]
+        at = zip(last[plan.series].values, loss.values, accuracy.values)
+        lines += [f"| {position} | {x:.4f} | {right:.2%} |" for position, x, right in at]
+    return "\n".join(lines)
 
 
-def link_report(study: Study, path: "os.PathLike[str]") -> None:
-    """Show a link to a run's report page."""
-    create_link_artifact(f"file://{os.fspath(path)}", link_text=f"report of {study.name}", key="report")
+def link_report(study: Study) -> None:
+    """Write the report of a local store beside it, and link to it."""
+    if "://" in study.store.url:
+        return
+    from neurolens.report import write_report
+
+    page = write_report(study.store.url, f"{study.store.url.rstrip('/')}.html", study=study)
+    create_link_artifact(page.absolute().as_uri(), link_text=f"report of {study.name}", key="report")
 
 
 def run_training(study: Study) -> State[Any]:

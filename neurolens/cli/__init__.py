@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from neurolens import __version__
-from neurolens.cli import keeping, looking, running
+from neurolens.cli import drawing, keeping, looking, running
 from neurolens.cli.console import Commands, say
 
 app = typer.Typer(
@@ -37,7 +37,10 @@ app.command("run")(running.run)
 app.command("demo")(running.demo)
 app.command("status")(looking.status)
 app.command("show")(looking.show)
+app.command("plot")(drawing.plot)
+app.command("report")(drawing.report)
 app.command("tag")(keeping.tag)
 app.command("doctor")(keeping.doctor)
+app.command("maintain")(keeping.maintain)
 app.add_typer(keeping.exports, name="export")
 app.add_typer(keeping.imports, name="import")

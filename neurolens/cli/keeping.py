@@ -1,11 +1,13 @@
 """Commands that keep: ``init``, ``tag``, ``export``, ``import``, ``doctor`` and ``maintain``."""
 
+import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from neurolens.cli.console import BAD_INPUT, Run, console, say, store_of
+from neurolens.cli.console import BAD_INPUT, Overrides, Profile, Run, console, say, store_of
+from neurolens.errors import StudyError, nearest
 
 exports = typer.Typer(no_args_is_help=True, help="Write a run's numbers for other programs.")
 imports = typer.Typer(no_args_is_help=True, help="Adopt numbers that other programs wrote.")
@@ -45,3 +47,101 @@ def doctor(
         say(check.found if check.ok or not check.mend else f"{check.found}; {check.mend}")
     if not all(check.ok for check in checks):
         raise typer.Exit(BAD_INPUT)
+
+
+def maintain(
+    run: Run,
+    expire_days: Annotated[
+        float | None, typer.Option("--expire-days", help="Let snapshots older than this expire; tags stay.")
+    ] = None,
+    grace_days: Annotated[float, typer.Option("--grace-days", help="Never delete objects younger than this.")] = 1.0,
+) -> None:
+    """Look after a store: build tiles, let old snapshots expire, and free what nothing refers to."""
+    from neurolens.store.maintain import maintain as look_after
+
+    place = store_of(run)
+    done = look_after(
+        place.url,
+        expire=None if expire_days is None else datetime.timedelta(days=expire_days),
+        grace=datetime.timedelta(days=grace_days),
+        endpoint=place.endpoint,
+        region=place.region,
+    )
+    say(
+        f"{done.tiles} tiles built, {done.expired} snapshots expired, {done.deleted} objects deleted, "
+        f"{done.bytes_freed / 1e6:.1f} MB freed"
+    )
+
+
+@exports.command("zarr")
+def export_zarr(
+    run: Run,
+    path: Annotated[Path, typer.Argument(help="The folder to make.")],
+    tag: Annotated[str | None, typer.Option("--tag", help="Export this tag instead of the newest state.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Write a run as plain, consolidated Zarr: opened by xarray without neurolens."""
+    from neurolens.store.export import export_zarr as export
+
+    place = store_of(run)
+    written = export(place.url, path, tag=tag, endpoint=place.endpoint, region=place.region, overwrite=overwrite)
+    say(f"wrote {written}: xarray.open_datatree({str(written)!r}, engine='zarr', chunks={{}})")
+
+
+@exports.command("csl")
+def export_csl(
+    run: Run,
+    folder: Annotated[Path, typer.Argument(help="Where to write.")],
+    dataset: Annotated[str | None, typer.Option("--dataset", help="For the file names; default: the data's.")] = None,
+    run_index: Annotated[int, typer.Option("--run-index", help="For the file names.")] = 1,
+    noise: Annotated[float, typer.Option("--noise", help="For the file names.")] = 0.01,
+    variable: Annotated[str, typer.Option("--variable", help="The gradient for learning time.")] = "grad_norm",
+    compat: Annotated[str | None, typer.Option("--compat", help="'seed': the reference's arithmetic.")] = None,
+) -> None:
+    """Write cumulative loss and learning time as the reference does: csl_*.npy, lt_*.npy, metrics_*.json."""
+    import xarray as xr
+
+    from neurolens.samples.seed_files import export_csl as export
+
+    place = store_of(run)
+    options = {"endpoint": place.endpoint, "region": place.region}
+    ds = xr.open_dataset(place.url, group="samples", engine="neurolens", chunks={}, backend_kwargs=options)
+    if compat not in (None, "seed"):
+        raise StudyError(f"--compat {compat!r} is unknown; {nearest(compat, ['seed'])}")
+    name = dataset or str(ds.attrs.get("data", "data")).replace(":", "_")
+    for path in export(
+        ds, folder, dataset=name, run=run_index, noise=noise, variable=variable, compat="seed" if compat else None
+    ):
+        say(f"wrote {path}")
+
+
+@imports.command("samples")
+def import_samples(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of loss_*.npy and loss_grad_*.npy.")],
+    study: Annotated[Path, typer.Option("--study", help="The study whose store and data they belong to.")],
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Data set in the names; default: the source.")
+    ] = None,
+    run_index: Annotated[int, typer.Option("--run-index", help="Run in the names.")] = 1,
+    noise: Annotated[float, typer.Option("--noise", help="Noise level in the names.")] = 0.01,
+    scheme: Annotated[str | None, typer.Option("--scheme", help="plain or run, where the folder holds both.")] = None,
+    gradient: Annotated[
+        str, typer.Option("--gradient", help="What loss_grad is: grad_norm (input) or grand (parameters).")
+    ] = "grad_norm",
+    profile: Profile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Adopt the per-epoch files that the reference's scorers wrote, and say what is missing."""
+    from neurolens import rows
+    from neurolens.rows.adopting import adopt
+    from neurolens.samples.seed_files import read_samples
+    from neurolens.study import load_study
+
+    loaded = load_study(study, profile=profile, overrides=tuple(overrides or ()))
+    ds, notes = read_samples(
+        folder, dataset=dataset or loaded.data.source, run=run_index, noise=noise, scheme=scheme, gradient=gradient
+    )
+    for note in notes:
+        say(note)
+    written, known = adopt(loaded, ds, rows.open_for_writing(loaded))
+    say(f"{written} rows adopted, {known} there already; store: {loaded.store.url}")

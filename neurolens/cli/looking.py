@@ -1,4 +1,4 @@
-"""Commands that look: ``status``, ``show``, ``plot`` and ``report``."""
+"""Commands that look: ``status`` and ``show``."""
 
 import json
 from collections.abc import Iterable, Iterator

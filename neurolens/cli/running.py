@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from neurolens.cli.console import ROWS_FAILED, Overrides, Profile, complain, console, say
+from neurolens.cli.drawing import save_pictures, save_report
 from neurolens.cli.watching import Outcome, Watch
 from neurolens.errors import MissingCheckpointError, StudyError
 
@@ -161,11 +162,14 @@ def demo(
         say(f"wrote {path}")
     study = load_study(path)
     outcome = run_study(study)
-    pictures: dict[str, Path] = {}
+    plots, page = folder / "plots", folder / "report.html"
+    if outcome.computed or outcome.epochs or not page.exists():
+        save_pictures(study.store, plots, study)
+        save_report(study.store, page, study, str(path))
     seconds = time.perf_counter() - began
     say(f"{outcome.summary} in {seconds:.0f} s")
     table = Table.grid(padding=(0, 2))
-    for name, place in {"study": path, "store": study.store.url, **pictures}.items():
+    for name, place in {"study": path, "store": study.store.url, "plots": plots, "report": page}.items():
         table.add_row(f"[bold]{name}[/]", escape(str(place)))
     console.print(table)
     console.print("\n[bold]try next[/]")
@@ -173,8 +177,8 @@ def demo(
         f"neurolens status {path}",
         f"neurolens show {path}",
         f"neurolens run {path}                     # again: computes nothing",
-        f"neurolens run {path} --set samples.grand=true   # computes that only",
-        f"python -c \"import neurolens; print(neurolens.csl(neurolens.open_run('{study.store.url}')['samples'].ds))\"",
+        f"neurolens run {path} --set samples.curvature=true   # computes that part only",
+        f"python -c \"import neurolens as n; print(n.csl(n.open_run('{study.store.url}')['samples'].ds).compute())\"",
     ):
         say(f"  {line}")
     if outcome.failed:

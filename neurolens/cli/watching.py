@@ -94,7 +94,8 @@ class Watch:
             self._start("train", epochs)
         self.outcome.epochs += 1
         if self._bar is not None:
-            note = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            shown = {"loss": figures.get("train_loss"), "accuracy": figures.get("val_acc", figures.get("train_acc"))}
+            note = "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
             self.progress.update(self._bar, completed=epoch, note=note)
 
     def close(self) -> None:

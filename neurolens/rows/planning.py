@@ -238,17 +238,22 @@ def wanted_group(materials: Materials) -> dict[str, Any]:
     from neurolens.store import SampleCoords
 
     samples = materials.samples
-    exposure = None
-    if samples.exposure is not None:  # a task that starts at s is exposed from checkpoint s + 1 on
-        exposure = {start + 1: samples.exposure.introduced(start + 1) for start in samples.exposure.starts}
     return {
         "cube": schema.CUBES[materials.cube],
         "run": materials.study.name,
         "series": materials.series.dim,
         "samples": SampleCoords(samples.ids, samples.labels, samples.classes, samples.coords),
         "settings": {"data": samples.name, "model": materials.model, "parts": materials.parts},
-        "exposure": exposure,
+        "exposure": exposure_of(samples),
     }
+
+
+def exposure_of(samples: "SampleSet") -> dict[int, tuple[int, ...]] | None:
+    """Return the classes that count as shown, by first checkpoint; None where there is no class schedule."""
+    schedule = samples.exposure
+    if schedule is None:
+        return None
+    return {start + 1: schedule.introduced(start + 1) for start in schedule.starts}  # a task trains after its start
 
 
 def prepare(materials: Materials, store: "Store") -> tuple["SampleSet", ...]:
