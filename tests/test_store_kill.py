@@ -11,6 +11,7 @@ import pytest
 import store_cases
 from store_cases import EPOCHS, PARTS, array, key, prepare, values
 
+from neurolens.errors import StoreError
 from neurolens.store import open_store
 
 
@@ -145,8 +146,18 @@ def test_claim__without_byte_locks_falls_back_to_files(tmp_path, monkeypatch):
         assert won == {(1, 0)}
 
 
+def test_store__whose_folder_is_gone_says_so(tmp_path):
+    store = open_store(tmp_path / "s", create=True)
+    prepare(store)
+    (tmp_path / "s").rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="neurolens doctor"):
+        store.claim("samples", [(0, 0)]).__enter__()
+    with pytest.raises(StoreError, match=str(tmp_path / "s")):
+        store_cases.write(store, 0)
+    assert not (tmp_path / "s").exists()
+
+
 def test_transact__waits_for_the_commit_lock_and_says_who_may_hold_it(tmp_path):
-    from neurolens.errors import StoreError
     from neurolens.store import locks
 
     store = open_store(tmp_path / "s", create=True)

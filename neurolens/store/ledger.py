@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import zarr
 
+from neurolens.store.gather import Selection, read_all
+
 ABSENT, DONE, FAILED = 0, 1, 2
 STATES = ("absent", "done", "failed")
 SERIES_DIMS = ("epoch", "step")
@@ -116,28 +118,31 @@ def read_ledger(root: zarr.Group, cube: str, snapshot: str) -> Ledger:
     if not isinstance(group, zarr.Group):
         return _empty(cube, snapshot)
     settings = settings_of(group)
-    ledger = group_in(group, "ledger")
-    series = settings["series"]
-    known = {name: _read(group, name) for name in SERIES_DIMS if name in group}
+    arrays = {**arrays_in(group_in(group, "ledger")), **{d: array_in(group, d) for d in SERIES_DIMS if d in group}}
+    series, everything = settings["series"], (slice(None),)
+    known = dict(zip(SERIES_DIMS, read_all([(arrays.get(d, arrays[series]), everything) for d in SERIES_DIMS])))
     used = int(np.count_nonzero(known[series] >= 0))  # slots are allocated ahead of their use
+    names = ("part", "fingerprint", "state", "key", "seconds", "time", "error", "provenance")
+    cut: Selection = (slice(0, used),)
+    read = read_all([(arrays[n], everything if n in ("part", "fingerprint") else cut) for n in names])
+    found = dict(zip(names, read, strict=True))
     unknown = np.full(used, -1, "int64")
-    cut = slice(0, used)
     return Ledger(
         cube=cube,
         snapshot=snapshot,
         series=series,
         generation=settings["generation"],
-        parts=tuple(strings(ledger, "part").tolist()),
-        fingerprints=tuple(strings(ledger, "fingerprint").tolist()),
-        positions=known[series][cut],
-        epochs=known["epoch"][cut] if "epoch" in known else unknown,
-        steps=known["step"][cut] if "step" in known else unknown,
-        state=_read(ledger, "state", cut),
-        key=hex_keys(_read(ledger, "key", cut)),
-        seconds=_read(ledger, "seconds", cut),
-        time=_read(ledger, "time", cut),
-        error=_read(ledger, "error", cut),
-        provenance=_read(ledger, "provenance", cut),
+        parts=tuple(found["part"].tolist()),
+        fingerprints=tuple(found["fingerprint"].tolist()),
+        positions=known[series][:used],
+        epochs=known["epoch"][:used] if "epoch" in arrays else unknown,
+        steps=known["step"][:used] if "step" in arrays else unknown,
+        state=found["state"],
+        key=hex_keys(found["key"]),
+        seconds=found["seconds"],
+        time=found["time"],
+        error=found["error"],
+        provenance=found["provenance"],
         settings=settings,
     )
 
@@ -193,10 +198,6 @@ def arrays_in(group: zarr.Group) -> dict[str, zarr.Array[Any]]:
 def strings(group: zarr.Group, name: str) -> np.ndarray:
     """Read an array of strings, as numpy's fixed-width ones."""
     return np.asarray(np.asarray(array_in(group, name)[:]).tolist(), str)
-
-
-def _read(group: zarr.Group, name: str, selection: slice = slice(None)) -> np.ndarray:
-    return np.asarray(array_in(group, name)[selection])
 
 
 def hex_keys(raw: np.ndarray) -> np.ndarray:

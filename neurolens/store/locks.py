@@ -57,16 +57,24 @@ def claim_rows(store: Path, cube: str, rows: Iterable[RowId]) -> Iterator[frozen
 
     A claim is a lock on one byte of one file, at an offset hashed from the row: thousands of rows take one file
     and one descriptor. The locks belong to the open file, so threads of one process exclude each other too.
+
+    Raises
+    ------
+    StoreError
+        If the store's folder is gone, or its file system takes no locks.
     """
     if not hasattr(fcntl, "F_OFD_SETLK"):
         with _claim_files(store, cube, rows) as won:
             yield won
         return
-    descriptor = os.open(side_folder(store) / "rows.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        yield frozenset(row for row in rows if _lock_byte(descriptor, row_number(cube, row)))
-    finally:
-        os.close(descriptor)
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(side_folder(store) / "rows.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            stack.callback(os.close, descriptor)
+            won = frozenset(row for row in rows if _lock_byte(descriptor, row_number(cube, row)))
+        except OSError as error:
+            raise StoreError(f"{store}: rows cannot be claimed ({error}); try: neurolens doctor {store}") from error
+        yield won
 
 
 def row_number(cube: str, row: RowId) -> int:
