@@ -157,7 +157,10 @@ class Fit(lightning.LightningModule):
         self.sums = {"train": self._zeros(*self.totals), "val": self._zeros()}
 
     def training_step(self, batch: Shown, _: int) -> torch.Tensor:
-        torch.manual_seed(draws.seed(self.table.seed, self.epoch, self.batch))  # of dropout, wherever the run began
+        seed = draws.seed(self.table.seed, self.epoch, self.batch)  # of dropout, wherever the run began
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed formats three stacks where CUDA is not in use
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
         loss = self._score(batch, "train")
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(batch[1]))
         return loss
