@@ -91,7 +91,7 @@ def write_report(
         if table.failed:
             lost = ", ".join(str(p) for p in sorted({failure.position for failure in table.failed}))
             notes.append(
-                f"Rows of the {table.cube} cube failed at {table.series} {lost}: what follows leaves them out."
+                f"Rows of the {table.cube} cube failed at {table.series} {lost}: every number here leaves them out."
             )
     drawn, figures = _science(cube, metrics, images, external, notes)
     text = (
