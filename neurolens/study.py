@@ -161,7 +161,8 @@ class Exposure(Table):
         None, description="Order in which classes are introduced: a list, or an .npy file; absent: 0, 1, 2, …"
     )
     schedule: dict[int, tuple[int, ...]] | None = Field(
-        None, description="Explicit schedule instead: first epoch -> the classes active from there on."
+        None,
+        description="Explicit schedule instead: checkpoint epoch (0: the start) -> the classes trained on after it.",
     )
 
     @model_validator(mode="after")
@@ -219,14 +220,15 @@ class Train(Table):
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum (sgd).")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-4, description="Weight decay.")
     milestones: tuple[PositiveFloat, ...] = Field(
-        (), description="Epochs (or fractions of `epochs` below 1) at which lr drops."
+        (),
+        description="Epochs (or fractions of `epochs` below 1) at which lr drops; with data.exposure, of each task.",
     )
     step_size: PositiveInt | None = Field(None, description="Or: drop lr every so many epochs.")
     gamma: PositiveFloat = Field(0.1, description="Factor of a drop.")
     augment: tuple[Literal["crop", "flip", "random_resized_crop"], ...] = Field(
         (), description="Augmentations, in order."
     )
-    save_every_epochs: Every = Field(1, description="A checkpoint after every so many epochs; 0: none.")
+    save_every_epochs: Every = Field(1, description="A checkpoint after every so many epochs, and at the end; 0: none.")
     save_every_steps: Every = Field(None, description="And/or after every so many optimizer steps; 0: none.")
     save_initial: bool = Field(True, description="Keep the untrained network too.")
     seed: int = Field(0, description="Seed of weights, shuffling and augmentation.")
