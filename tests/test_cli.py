@@ -1,0 +1,289 @@
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import conftest
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner, Result
+
+from neurolens import rows
+from neurolens.cli import app
+from neurolens.cli.looking import spans
+from neurolens.study import load_study
+
+MakeStudy = Callable[..., Path]
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def measured(path: Path) -> Path:
+    study = load_study(path)
+    materials = rows.gather(study)
+    rows.run_rows(materials, rows.plan(materials, None).todo, rows.open_for_writing(study))
+    return path
+
+
+def test_neurolens__lists_its_commands_without_heavy_imports() -> None:
+    code = (
+        "import sys; from neurolens.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'prefect', 'xarray', 'zarr', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    commands = (
+        "init",
+        "run",
+        "demo",
+        "status",
+        "show",
+        "plot",
+        "report",
+        "tag",
+        "export",
+        "import",
+        "doctor",
+        "maintain",
+    )
+    for command in commands:
+        assert command in done.stdout
+
+
+def test_run__computes_then_computes_nothing(make_study: MakeStudy, prefect_server: None) -> None:
+    path = make_study(checkpoints=3)
+    first = call("run", path)
+    assert first.exit_code == 0, first.output
+    assert "3 rows computed, 0 up to date, 0 failed" in first.output
+    again = call("run", path)
+    assert again.exit_code == 0, again.output
+    assert "0 rows computed, 3 up to date, 0 failed" in again.output
+
+
+def test_run__exits_with_1_and_the_reason_where_a_row_failed(make_study: MakeStudy, prefect_server: None) -> None:
+    path = make_study(checkpoints=3)
+    (path.parent / "checkpoints" / "epoch_1.pt").write_text("nothing")
+    for computed, done in ((2, 0), (0, 2)):
+        result = call("run", path)
+        assert result.exit_code == 1
+        assert f"{computed} rows computed, {done} up to date, 1 failed" in result.output
+        assert "epoch_1.pt" in result.stderr
+        assert "Traceback" not in result.output
+
+
+def test_run__needs_no_prefect_where_nothing_is_to_be_done(make_study: MakeStudy) -> None:
+    path = measured(make_study())
+    code = (
+        "import sys; from neurolens.cli import app\n"
+        "try: app(['run', sys.argv[1]])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "sys.exit('a server was imported' if 'prefect.server.api.server' in sys.modules else 0)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "0 rows computed, 3 up to date" in done.stdout
+
+
+def test_run__names_the_nearest_flow(make_study: MakeStudy) -> None:
+    result = call("run", make_study(), "--only", "sample")
+    assert result.exit_code == 2
+    assert "did you mean 'samples'" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "status"])
+def test_run__tells_of_a_wrong_key_in_one_message(make_study: MakeStudy, command: str) -> None:
+    path = make_study()
+    path.write_text(path.read_text().replace("[samples]", "[samples]\ngradient = true"))
+    result = call(command, path)
+    assert result.exit_code == 2
+    assert "gradients" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_run__tells_of_an_empty_folder(make_study: MakeStudy) -> None:
+    path = make_study(checkpoints=0)
+    (path.parent / "checkpoints").mkdir()
+    result = call("run", path)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert str(path.parent / "checkpoints") in result.stderr
+
+
+def test_run__tells_of_a_store_it_may_not_write(make_study: MakeStudy, prefect_server: None) -> None:
+    path = measured(make_study())
+    conftest.write_checkpoint(path.parent, 9)
+    store = path.parent / "store.icechunk"
+    before = {p: p.read_bytes() for p in store.rglob("*") if p.is_file() and p.suffix != ".lock"}
+    if os.geteuid() == 0:
+        overrides = ("--set", "store.url=/proc/store.icechunk")
+        result = call("run", path, *overrides)
+    else:
+        store.chmod(stat.S_IRUSR | stat.S_IXUSR)
+        result = call("run", path)
+        store.chmod(stat.S_IRWXU)
+    assert result.exit_code == 2, result.output
+    assert "store.icechunk" in result.stderr
+    assert "Traceback" not in result.output
+    assert {p: p.read_bytes() for p in store.rglob("*") if p.is_file() and p.suffix != ".lock"} == before
+
+
+def test_run__shows_the_traceback_on_request(make_study: MakeStudy) -> None:
+    result = call("--debug", "run", make_study(), "--only", "sample")
+    assert result.exception is not None
+    assert "no flow" in str(result.exception)
+
+
+def test_status__shows_every_state_and_why(make_study: MakeStudy) -> None:
+    path = make_study(checkpoints=4)
+    (path.parent / "checkpoints" / "epoch_2.pt").write_text("nothing")
+    measured(path)
+    conftest.write_checkpoint(path.parent, 1, seed=9)
+    conftest.write_checkpoint(path.parent, 7)
+    result = call("status", path)
+    assert result.exit_code == 0, result.output
+    for text in ("epoch 0, 3", "done", "epoch 1", "stale", "epoch 2", "failed", "epoch 7", "missing", "epoch_2.pt"):
+        assert text in result.output
+    plans = json.loads(call("status", path, "--json").output)
+    states = {row["position"]: row["state"] for row in plans[0]["rows"]}
+    assert states == {0: "done", 1: "stale", 2: "failed", 3: "done", 7: "missing"}
+
+
+def test_status__does_not_need_a_store(make_study: MakeStudy) -> None:
+    path = make_study()
+    result = call("status", path)
+    assert result.exit_code == 0, result.output
+    assert "missing" in result.output
+    assert not (path.parent / "store.icechunk").exists()
+
+
+def test_show__lists_variables_provenance_and_history(make_study: MakeStudy) -> None:
+    path = measured(make_study())
+    call("tag", path, "first")
+    for run in (path, load_study(path).store.url):
+        result = call("show", run)
+        assert result.exit_code == 0, result.output
+        for text in ("grad_norm", "digits_convnet", "torch", "epoch 2", "first", "open_run"):
+            assert text in result.output
+
+
+def test_show__tells_of_a_store_that_is_not_there(tmp_path: Path) -> None:
+    result = call("show", tmp_path / "none")
+    assert result.exit_code == 2
+    assert "there is no store" in result.stderr
+
+
+def test_init__writes_a_study_that_loads(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "study.toml"
+    path.parent.mkdir()
+    assert call("init", path, "--template", "cifar100").exit_code == 0
+    load_study(path)
+    result = call("init", tmp_path / "other.toml", "--template", "cifar")
+    assert result.exit_code == 2
+    assert "cifar10" in result.stderr
+
+
+def test_plot_and_report__write_files(make_study: MakeStudy) -> None:
+    path = measured(make_study(samples=40))
+    result = call("plot", path)
+    assert result.exit_code == 0, result.output
+    assert list((path.parent / "plots").glob("*.png"))
+    result = call("report", path)
+    assert result.exit_code == 0, result.output
+    assert "<html" in (path.parent / "report.html").read_text()
+
+
+def test_plot__tells_that_nothing_was_measured(make_study: MakeStudy) -> None:
+    result = call("plot", make_study())
+    assert result.exit_code == 2
+    assert "neurolens run" in result.stderr
+
+
+def test_export_zarr__is_opened_by_xarray_alone(make_study: MakeStudy, tmp_path: Path) -> None:
+    path = measured(make_study())
+    result = call("export", "zarr", path, tmp_path / "out.zarr")
+    assert result.exit_code == 0, result.output
+    plain = xr.open_dataset(tmp_path / "out.zarr", group="samples", engine="zarr", chunks={})
+    np.testing.assert_array_equal(plain.loss, opened(path).loss)
+
+
+def opened(path: Path) -> xr.Dataset:
+    return xr.open_dataset(load_study(path).store.url, group="samples", engine="neurolens", chunks={})
+
+
+def test_import_samples__adopts_what_export_and_the_reference_wrote(make_study: MakeStudy, tmp_path: Path) -> None:
+    path = make_study(checkpoints=0)
+    source = tmp_path / "scores"
+    source.mkdir()
+    drawn = np.random.default_rng(0)
+    losses = {epoch: drawn.random(24, np.float32) for epoch in (0, 1, 3)}
+    for epoch, loss in losses.items():
+        np.save(source / f"loss_toy_run1_epoch_{epoch}_noise_0.01.npy", loss)
+        np.save(source / f"loss_grad_toy_run1_epoch_{epoch}_noise_0.01.npy", loss * 2)
+    words = ("import", "samples", source, "--study", path, "--dataset", "toy")
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    assert "3 rows adopted, 0 there already" in result.output
+    assert "0 rows adopted, 3 there already" in call(*words).output
+    ds = opened(path).load()
+    assert ds.epoch.values.tolist() == [0, 1, 3]
+    by_position = ds.sortby("position")
+    np.testing.assert_array_equal(by_position.loss.values, np.stack(list(losses.values())))
+    np.testing.assert_array_equal(by_position.grad_norm.values, 2 * np.stack(list(losses.values())))
+    out = tmp_path / "out"
+    result = call("export", "csl", path, out, "--dataset", "toy")
+    assert result.exit_code == 0, result.output
+    np.testing.assert_allclose(
+        np.load(out / "csl_toy_run1_noise_0.01.npy"), np.sum(list(losses.values()), 0)[ds.position.values], rtol=1e-6
+    )
+
+
+def test_import_samples__refuses_other_data(make_study: MakeStudy, tmp_path: Path) -> None:
+    np.save(tmp_path / "loss_toy_epoch_0.npy", np.ones(5, np.float32))
+    result = call("import", "samples", tmp_path, "--study", make_study(checkpoints=0), "--dataset", "toy")
+    assert result.exit_code == 2
+    assert "24 samples" in result.stderr
+
+
+def test_doctor_and_maintain__look_after_a_store(make_study: MakeStudy) -> None:
+    path = measured(make_study())
+    result = call("doctor", path)
+    assert result.exit_code == 0, result.output
+    assert "locks" in result.output
+    result = call("maintain", path)
+    assert result.exit_code == 0, result.output
+    assert "tiles built" in result.output
+
+
+def test_demo__ends_with_a_summary_and_computes_nothing_again(tmp_path: Path, prefect_server: None) -> None:
+    folder = tmp_path / "demo"
+    assert call("init", tmp_path / "study.toml").exit_code == 0
+    text = (tmp_path / "study.toml").read_text().replace("epochs = 20", "epochs = 2", 1)
+    folder.mkdir()
+    (folder / "study.toml").write_text(text)
+    result = call("demo", folder)
+    assert result.exit_code == 0, result.output
+    assert "2 epochs trained, 3 rows computed" in result.output
+    for name in ("study.toml", "store.icechunk", "plots", "report.html"):
+        assert name in result.output
+        assert (folder / name).exists()
+    result = call("demo", folder)
+    assert result.exit_code == 0, result.output
+    assert "0 rows computed, 3 up to date" in result.output
+
+
+@pytest.mark.parametrize(
+    ("positions", "text"),
+    [([3], "3"), ([0, 1, 2], "0–2"), ([0, 1, 5], "0–1, 5"), ([0, 10, 20, 30], "0, 10, …, 30"), ([], "")],
+)
+def test_spans__is_short(positions: list[int], text: str) -> None:
+    assert spans(positions) == text
