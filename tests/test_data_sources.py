@@ -214,6 +214,19 @@ def test_places365__reads_torchvisions_layout(tmp_path):
     )
 
 
+@pytest.mark.parametrize("split", ["train-standard", "val"])
+def test_places365__matches_torchvision(tmp_path, monkeypatch, split):
+    from torchvision.datasets import Places365
+
+    write_places(tmp_path)
+    monkeypatch.setattr(Places365, "_check_integrity", lambda *_: True)
+    theirs = Places365(str(tmp_path), split=split, small=True)
+    ours = open_samples(Data(source="places365", root=tmp_path, split=split))
+    assert [str(tmp_path / path) for path in ours.coords["path"]] == [path for path, _ in theirs.imgs]
+    assert list(ours.labels) == theirs.targets
+    assert {name: i for i, name in enumerate(ours.classes)} == theirs.class_to_idx
+
+
 def test_places365__absent_lists_are_named(tmp_path):
     write_places(tmp_path)
     (tmp_path / "places365_val.txt").unlink()
