@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurolens.errors import MissingMeasurementError, SchemaError
-from neurolens.samples import learning_time
+from neurolens.samples import csl, learning_time
 
 LOSS = np.array([[2, 2, 2, 2], [1, 2, 0.5, 2], [0.5, 1.5, 0.25, 2.5], [0.25, 0.5, 0.125, 3]], np.float32)
 GRAD = np.array([[4, 4, 4, 4], [2, 4, 1, 5], [1, 2, 0.5, 6], [0, 2, 0.5, 7]], np.float32)
@@ -233,6 +233,31 @@ def test_learning_time__is_a_share_and_blind_to_scale(epochs, samples, seed, pow
 def test_learning_time__follows_a_permutation_of_the_samples(order):
     ds = random_cube(samples=9)
     xr.testing.assert_allclose(learning_time(ds.isel(sample=list(order))), learning_time(ds).isel(sample=list(order)))
+
+
+def test_learning_time__of_an_opened_store_needs_one_pass(make_store, tmp_path):
+    truth = make_store(tmp_path / "store")
+    ds = xr.open_dataset(tmp_path / "store", group="samples", engine="neurolens", chunks={})
+    result = learning_time(ds)
+    assert result.attrs["tau_from"] == "stored sums"
+    assert isinstance(result["learning_time"].data, da.Array)
+    expected, (tau,) = slowly(truth["grad_norm"])
+    np.testing.assert_allclose(result["learning_time"], expected)
+    assert float(result["learning_tau"]) == pytest.approx(tau)
+    np.testing.assert_allclose(csl(ds)["csl"], truth["loss"].astype(float).sum(axis=0))
+    assert result.attrs["snapshot"] == ds.attrs["snapshot"]
+
+
+def test_learning_time__of_a_store_with_gaps_names_them_at_once(make_store, tmp_path):
+    gaps = [(1, 0, "input_gradient"), (1, 1, "input_gradient"), (3, 1, "input_gradient")]
+    truth = make_store(tmp_path / "store", absent=gaps)
+    ds = xr.open_dataset(tmp_path / "store", group="samples", engine="neurolens", chunks={})
+    with pytest.raises(MissingMeasurementError, match="run 'random' has no complete 'grad_norm' at epoch 1 "):
+        learning_time(ds)
+    result = learning_time(ds, missing="drop")
+    expected, (tau,) = slowly(truth["grad_norm"], ~np.isnan(truth["grad_norm"]))
+    np.testing.assert_allclose(result["learning_time"], expected)
+    assert float(result["learning_tau"]) == pytest.approx(tau)
 
 
 def test_csl_and_learning_time__stay_out_of_core():

@@ -7,7 +7,7 @@ import xarray as xr
 
 from neurolens.samples import kernels
 from neurolens.samples.inputs import Exposure, Inputs, OnMissing, inputs
-from neurolens.samples.scan import Rule, State, divide
+from neurolens.samples.scan import Block, Rule, State, divide
 
 
 def csl(
@@ -166,12 +166,12 @@ def _start_plain(width: int, codes: Any) -> State:
     return np.zeros(width), np.zeros(1)
 
 
-def _step_plain(state: State, blocks: tuple[Any, ...], exposed: Any, done: int) -> Any:
+def _step_plain(state: State, blocks: tuple[Block, ...], exposed: Any, done: int) -> Any:
     total, rows = state
-    kernels.add(blocks[0], total)
-    rows[0] = done + len(blocks[0])
+    kernels.add(*blocks[0], total)
+    rows[0] = done + len(blocks[0].values)
     # NaN spreads into the total, so that only a failing block is searched for its rows
-    return np.isnan(blocks[0]).sum(axis=1) if np.isnan(total).any() else ()
+    return blocks[0].missing(len(total)) if np.isnan(total).any() else ()
 
 
 def _finish_plain(state: State) -> tuple[Any, ...]:
@@ -183,10 +183,10 @@ def _start_sums(width: int, codes: Any, power: int) -> State:
     return codes, power, np.zeros(width), np.zeros(width, np.int32)
 
 
-def _step_sums(state: State, blocks: tuple[Any, ...], exposed: Any, done: int) -> Any:
+def _step_sums(state: State, blocks: tuple[Block, ...], exposed: Any, done: int) -> Any:
     codes, power, total, count = state
-    lost = np.zeros(len(blocks[0]), np.int64)
-    kernels.add_present(blocks[0], power, exposed, codes, total, count, lost)
+    lost = np.zeros(len(blocks[0].values), np.int64)
+    kernels.add_present(*blocks[0], power, exposed, codes, total, count, lost)
     return lost
 
 

@@ -7,7 +7,7 @@ import xarray as xr
 
 from neurolens.samples import kernels
 from neurolens.samples.inputs import Exposure, OnMissing, inputs
-from neurolens.samples.scan import Rule, State, divide
+from neurolens.samples.scan import Block, Rule, State, divide
 
 
 def forgetting(
@@ -138,10 +138,10 @@ def _start_presentations(width: int, codes: Any) -> State:
     return codes, *counts, *never
 
 
-def _step_presentations(state: State, blocks: tuple[Any, ...], exposed: Any, done: int) -> Any:
-    lost = np.zeros(len(blocks[0]), np.int64)
+def _step_presentations(state: State, blocks: tuple[Block, ...], exposed: Any, done: int) -> Any:
+    lost = np.zeros(len(blocks[0].values), np.int64)
     codes, count, right, events, first, last_right, last_wrong = state
-    kernels.presentations(blocks[0], exposed, codes, count, right, events, first, last_right, last_wrong, lost)
+    kernels.presentations(*blocks[0], exposed, codes, count, right, events, first, last_right, last_wrong, lost)
     return lost
 
 
@@ -153,10 +153,10 @@ def _start_moments(width: int, codes: Any) -> State:
     return codes, np.zeros(width), np.zeros(width), np.zeros(width), np.zeros(width, np.int32)
 
 
-def _step_moments(state: State, blocks: tuple[Any, ...], exposed: Any, done: int) -> Any:
-    lost = np.zeros(len(blocks[0]), np.int64)
+def _step_moments(state: State, blocks: tuple[Block, ...], exposed: Any, done: int) -> Any:
+    lost = np.zeros(len(blocks[0].values), np.int64)
     codes, first, shift, square, count = state
-    kernels.moments(blocks[0], exposed, codes, first, shift, square, count, lost)
+    kernels.moments(*blocks[0], exposed, codes, first, shift, square, count, lost)
     return lost
 
 

@@ -1,8 +1,9 @@
 """Compiled scans over a (series, sample) block: one read of the block, a carry per sample, float64 sums.
 
 Every kernel walks strips of samples so that the carries stay in cache, and updates its carries in place; a series may
-thus be fed block by block. The kernels release the GIL and start no threads of their own: numba's thread pools abort
-when a dask worker enters them twice, or when a process forks after them.
+thus be fed block by block. Arguments ``values, at`` are a block and the column where its samples start: a slice of
+columns would hide from the compiler that a row lies in one piece. The kernels release the GIL and start no threads of
+their own: numba's thread pools abort when a dask worker enters them twice, or when a process forks after them.
 """
 
 from collections.abc import Callable
@@ -16,20 +17,22 @@ STRIP = 2048
 _Kernel = TypeVar("_Kernel", bound=Callable[..., None])
 
 
-def _compiled(kernel: _Kernel) -> _Kernel:
-    return cast(_Kernel, numba.njit(nogil=True, cache=True)(kernel))
+def _compiled(kernel: _Kernel, **options: Any) -> _Kernel:
+    try:
+        return cast(_Kernel, numba.njit(nogil=True, cache=True, **options)(kernel))
+    except RuntimeError:  # nowhere to write the cache: compile in every process
+        return cast(_Kernel, numba.njit(nogil=True, **options)(kernel))
 
 
 def _reordering(kernel: _Kernel) -> _Kernel:
-    return cast(_Kernel, numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})(kernel))
+    return _compiled(kernel, fastmath={"reassoc", "nsz"})
 
 
 @_reordering
-def row_sums(values: Any, sums: Any) -> None:
+def row_sums(values: Any, at: int, width: int, sums: Any) -> None:
     """Write the sum of each row into ``sums``; NaN spreads."""
-    rows, width = values.shape
-    for row in range(rows):
-        line = values[row]
+    for row in range(len(values)):
+        line = values[row, at : at + width]
         total = 0.0
         for i in range(width):
             total += np.float64(line[i])
@@ -37,27 +40,27 @@ def row_sums(values: Any, sums: Any) -> None:
 
 
 @_compiled
-def add(values: Any, total: Any) -> None:
+def add(values: Any, at: int, total: Any) -> None:
     """Add each sample's values to ``total``; NaN spreads."""
-    rows, width = values.shape
+    rows, width = len(values), len(total)
     for low in range(0, width, STRIP):
         high = min(low + STRIP, width)
         t = total[low:high]
         for row in range(rows):
-            v = values[row, low:high]
+            v = values[row, at + low : at + high]
             for i in range(high - low):
                 t[i] += v[i]
 
 
 @_compiled
-def add_present(values: Any, power: int, exposed: Any, codes: Any, total: Any, count: Any, lost: Any) -> None:
+def add_present(values: Any, at: int, power: int, exposed: Any, codes: Any, total: Any, count: Any, lost: Any) -> None:
     """Add the powers of each sample's present, exposed values; ``lost[row]`` counts exposed NaNs."""
-    rows, width = values.shape
+    rows, width = len(values), len(total)
     for low in range(0, width, STRIP):
         high = min(low + STRIP, width)
         t, n, c = total[low:high], count[low:high], codes[low:high]
         for row in range(rows):
-            v, classes = values[row, low:high], exposed[row]
+            v, classes = values[row, at + low : at + high], exposed[row]
             gone = 0
             for i in range(high - low):
                 value = np.float64(v[i])
@@ -72,14 +75,16 @@ def add_present(values: Any, power: int, exposed: Any, codes: Any, total: Any, c
 
 
 @_compiled
-def moments(values: Any, exposed: Any, codes: Any, first: Any, shift: Any, square: Any, count: Any, lost: Any) -> None:
+def moments(
+    values: Any, at: int, exposed: Any, codes: Any, first: Any, shift: Any, square: Any, count: Any, lost: Any
+) -> None:
     """Sums of deviations from each sample's first value and of their squares: a stable one-pass variance."""
-    rows, width = values.shape
+    rows, width = len(values), len(count)
     for low in range(0, width, STRIP):
         high = min(low + STRIP, width)
         f, s, q, n, c = first[low:high], shift[low:high], square[low:high], count[low:high], codes[low:high]
         for row in range(rows):
-            v, classes = values[row, low:high], exposed[row]
+            v, classes = values[row, at + low : at + high], exposed[row]
             gone = 0
             for i in range(high - low):
                 value = np.float64(v[i])
@@ -97,14 +102,14 @@ def moments(values: Any, exposed: Any, codes: Any, first: Any, shift: Any, squar
 
 
 @_compiled
-def running(values: Any, done: int, tau: float, total: Any, below: Any) -> None:
+def running(values: Any, at: int, done: int, tau: float, total: Any, below: Any) -> None:
     """Count where the running mean is below ``tau``, every value being present; ``done`` rows came before."""
-    rows, width = values.shape
+    rows, width = len(values), len(total)
     for low in range(0, width, STRIP):
         high = min(low + STRIP, width)
         t, b = total[low:high], below[low:high]
         for row in range(rows):
-            v = values[row, low:high]
+            v = values[row, at + low : at + high]
             limit = tau * (done + row + 1)
             for i in range(high - low):
                 s = t[i] + v[i]
@@ -114,16 +119,16 @@ def running(values: Any, done: int, tau: float, total: Any, below: Any) -> None:
 
 @_compiled
 def running_present(
-    values: Any, exposed: Any, codes: Any, tau: Any, total: Any, count: Any, below: Any, means: Any, lost: Any
+    values: Any, at: int, exposed: Any, codes: Any, tau: Any, total: Any, count: Any, below: Any, means: Any, lost: Any
 ) -> None:
     """The same over present, exposed values, ``tau`` per sample; ``means`` adds up each sample's running means."""
-    rows, width = values.shape
+    rows, width = len(values), len(total)
     for low in range(0, width, STRIP):
         high = min(low + STRIP, width)
         t, n, b, m = total[low:high], count[low:high], below[low:high], means[low:high]
         c, limit = codes[low:high], tau[low:high]
         for row in range(rows):
-            v, classes = values[row, low:high], exposed[row]
+            v, classes = values[row, at + low : at + high], exposed[row]
             gone = 0
             for i in range(high - low):
                 value = np.float64(v[i])
@@ -140,14 +145,25 @@ def running_present(
 
 
 @_compiled
-def running_seed(values: Any, losses: Any, done: int, tau: Any, total: Any, below: Any, means: Any, lost: Any) -> None:
+def running_seed(
+    values: Any,
+    at: int,
+    losses: Any,
+    losses_at: int,
+    done: int,
+    tau: Any,
+    total: Any,
+    below: Any,
+    means: Any,
+    lost: Any,
+) -> None:
     """The reference's way: the loss stands in for a missing gradient, and the running sum is float32."""
-    rows, width = values.shape
+    rows, width = len(values), len(total)
     for low in range(0, width, STRIP):
         high = min(low + STRIP, width)
         t, b, m, limit = total[low:high], below[low:high], means[low:high], tau[low:high]
         for row in range(rows):
-            v, stand_in = values[row, low:high], losses[row, low:high]
+            v, stand_in = values[row, at + low : at + high], losses[row, losses_at + low : losses_at + high]
             n = np.float64(done + row + 1)
             gone = 0
             for i in range(high - low):
@@ -165,6 +181,7 @@ def running_seed(values: Any, losses: Any, done: int, tau: Any, total: Any, belo
 @_compiled
 def presentations(
     correct: Any,
+    at: int,
     exposed: Any,
     codes: Any,
     count: Any,
@@ -176,9 +193,9 @@ def presentations(
     lost: Any,
 ) -> None:
     """Toneva et al.'s statistics; positions count from 0 over each sample's own presentations, -1 means never."""
-    rows, width = correct.shape
+    rows, width = len(correct), len(count)
     for row in range(rows):
-        line, classes = correct[row], exposed[row]
+        line, classes = correct[row, at : at + width], exposed[row]
         gone = 0
         for i in range(width):
             value = np.float64(line[i])
@@ -186,14 +203,14 @@ def presentations(
             here = shown and value == value
             gone += shown and not here
             if here:
-                at = count[i]
+                turn = count[i]
                 if value > 0.5:
                     if first_right[i] < 0:
-                        first_right[i] = at
-                    last_right[i] = at
+                        first_right[i] = turn
+                    last_right[i] = turn
                     right[i] += 1
                 else:
-                    events[i] += at > 0 and last_right[i] == at - 1
-                    last_wrong[i] = at
-                count[i] = at + 1
+                    events[i] += turn > 0 and last_right[i] == turn - 1
+                    last_wrong[i] = turn
+                count[i] = turn + 1
         lost[row] += gone

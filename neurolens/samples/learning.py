@@ -12,7 +12,7 @@ from neurolens import schema
 from neurolens.errors import SchemaError
 from neurolens.samples import kernels
 from neurolens.samples.inputs import Exposure, Inputs, OnMissing, inputs, stored_counts
-from neurolens.samples.scan import Rule, State, as_block, divide, threads
+from neurolens.samples.scan import Block, Rule, State, as_block, divide, threads
 
 da: Any = dask.array  # its functions are not typed
 
@@ -234,25 +234,29 @@ def _row_sums(given: Inputs) -> Any:
     return sums
 
 
-def _block_sums(block: Any) -> Any:
-    sums = np.empty(len(block))
-    kernels.row_sums(as_block(block), sums)
-    return sums[:, None]
+def _block_sums(values: Any) -> Any:
+    return _strip_sums(as_block(values, 0, values.shape[1]), values.shape[1])[:, None]
+
+
+def _strip_sums(block: Block, width: int) -> Any:
+    sums = np.empty(len(block.values))
+    kernels.row_sums(*block, width, sums)
+    return sums
 
 
 def _start_plain(width: int, codes: Any, tau: Any, weights: Any) -> State:
     return float(tau), weights, np.zeros(width), np.zeros(width, np.int32), np.zeros(2)
 
 
-def _step_plain(state: State, blocks: tuple[Any, ...], exposed: Any, done: int) -> Any:
+def _step_plain(state: State, blocks: tuple[Block, ...], exposed: Any, done: int) -> Any:
     tau, weights, total, below, seen = state
-    kernels.running(blocks[0], done, tau, total, below)
-    rows = len(blocks[0])
+    kernels.running(*blocks[0], done, tau, total, below)
+    rows = len(blocks[0].values)
     seen[0] = done + rows
     if weights is not None:
-        sums = _block_sums(blocks[0])[:, 0]
+        sums = _strip_sums(blocks[0], len(total))
         seen[1] += weights[done : done + rows] @ sums * len(weights)
-    return np.isnan(blocks[0]).sum(axis=1) if np.isnan(total).any() else ()
+    return blocks[0].missing(len(total)) if np.isnan(total).any() else ()
 
 
 def _finish_plain(state: State) -> tuple[Any, ...]:
@@ -267,10 +271,10 @@ def _start_present(width: int, codes: Any, tau: Any) -> State:
     return codes, limit, np.zeros(width), np.zeros(width, np.int32), np.zeros(width, np.int32), np.zeros(width)
 
 
-def _step_present(state: State, blocks: tuple[Any, ...], exposed: Any, done: int) -> Any:
+def _step_present(state: State, blocks: tuple[Block, ...], exposed: Any, done: int) -> Any:
     codes, limit, total, count, below, means = state
-    lost = np.zeros(len(blocks[0]), np.int64)
-    kernels.running_present(blocks[0], exposed, codes, limit, total, count, below, means, lost)
+    lost = np.zeros(len(blocks[0].values), np.int64)
+    kernels.running_present(*blocks[0], exposed, codes, limit, total, count, below, means, lost)
     return lost
 
 
@@ -284,11 +288,11 @@ def _start_seed(width: int, codes: Any, tau: Any) -> State:
     return np.full(width, float(tau)), np.zeros(width, np.float32), np.zeros(width, np.int32), zeros, np.zeros(1)
 
 
-def _step_seed(state: State, blocks: tuple[Any, ...], exposed: Any, done: int) -> Any:
+def _step_seed(state: State, blocks: tuple[Block, ...], exposed: Any, done: int) -> Any:
     tau, total, below, means, rows = state
-    lost = np.zeros(len(blocks[0]), np.int64)
-    kernels.running_seed(blocks[0], blocks[1], done, tau, total, below, means, lost)
-    rows[0] = done + len(blocks[0])
+    lost = np.zeros(len(blocks[0].values), np.int64)
+    kernels.running_seed(*blocks[0], *blocks[1], done, tau, total, below, means, lost)
+    rows[0] = done + len(blocks[0].values)
     return lost
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.array
 import numpy as np
@@ -19,6 +19,19 @@ from neurolens.errors import MissingMeasurementError, SchemaError
 
 da: Any = dask.array  # its functions are not typed
 State = tuple[Any, ...]
+
+
+class Block(NamedTuple):
+    """Rows of a cube, and the column at which the samples of a strip start."""
+
+    values: Any
+    at: int
+
+    def missing(self, width: int) -> Any:
+        """Count the missing values of the strip, per row."""
+        return np.isnan(self.values[:, self.at : self.at + width]).sum(axis=1)
+
+
 FAST = (np.dtype("float32"), np.dtype("float64"), np.dtype("int8"), np.dtype("bool"))
 
 
@@ -32,7 +45,7 @@ class Rule:
     """
 
     start: Callable[..., State]
-    step: Callable[[State, tuple[Any, ...], Any, int], Any]
+    step: Callable[[State, tuple[Block, ...], Any, int], Any]
     finish: Callable[[State], tuple[Any, ...]]
 
 
@@ -101,10 +114,12 @@ def _matrix(array: xr.DataArray, dim: str) -> xr.DataArray:
     return array.transpose(dim, "sample")
 
 
-def as_block(block: Any) -> Any:
-    """Return the block in a dtype that the kernels are compiled for."""
-    block = np.asarray(block)
-    return block if block.dtype in FAST else block.astype("float64" if block.dtype.kind in "iu" else "float32")
+def as_block(values: Any, low: int, high: int) -> Block:
+    """Return a strip of rows in a dtype that the kernels are compiled for, without a copy where it is one."""
+    values = np.asarray(values)
+    if values.dtype in FAST:
+        return Block(values, low)
+    return Block(values[:, low:high].astype("float64" if values.dtype.kind in "iu" else "float32"), 0)
 
 
 def _strips(
@@ -116,7 +131,7 @@ def _strips(
 
     def strip(low: int, high: int) -> tuple[tuple[Any, ...], Any]:
         state = rule.start(high - low, _codes(codes[low:high], table), *given)
-        lost = rule.step(state, tuple(as_block(a[:, low:high]) for a in arrays), table, 0)
+        lost = rule.step(state, tuple(as_block(a, low, high) for a in arrays), table, 0)
         return rule.finish(state), np.flatnonzero(lost)
 
     workers = threads() if rows * width > 1_000_000 else 1
@@ -176,7 +191,7 @@ def _step(
 ) -> tuple[State, list[int]]:
     # a task must not change its inputs: they may be shared, or fed to it again on a retry
     state = tuple(s.copy() if isinstance(s, np.ndarray) else s for s in carried[0])
-    lost = rule.step(state, tuple(as_block(b) for b in blocks), np.asarray(table), done)
+    lost = rule.step(state, tuple(as_block(b, 0, b.shape[1]) for b in blocks), np.asarray(table), done)
     return state, [*carried[1], *(np.flatnonzero(lost) + done)]
 
 
