@@ -206,3 +206,14 @@ def test_reductions__do_not_import_torch():
         sys.exit("torch" in sys.modules)
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+def test_csl__in_strips_and_threads_equals_a_plain_sum(monkeypatch, dtype):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    values = np.random.default_rng(0).random((20, 60_001), dtype=np.float32).astype(dtype)
+    result = csl(cube(loss=values))
+    np.testing.assert_allclose(result["csl"], values.sum(axis=0, dtype=float))
+    values[3, 0] = values[7, -1] = np.nan
+    with pytest.raises(MissingMeasurementError, match="epochs 3, 7"):
+        csl(cube(loss=values))
