@@ -290,9 +290,12 @@ def test_measure__of_no_samples_is_empty():
 
 def test_measure__in_several_threads_gives_the_bytes_of_one():
     nets, samples = [digits(seed) for seed in range(4)], images()
-    expected = [measure(net, samples, parts=ALL, table=TABLE) for net in nets]
-    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = list(pool.map(lambda net: measure(net, samples, parts=ALL, table=TABLE), nets * 3))
+
+    def in_threads(workers: int, nets: list[Net]) -> list[dict[str, np.ndarray]]:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(lambda net: measure(net, samples, parts=ALL, table=TABLE), nets))
+
+    expected, found = in_threads(1, nets), in_threads(2, nets * 3)
     for one, other in zip(expected * 3, found, strict=True):
         for name, value in one.items():
             np.testing.assert_array_equal(other[name], value)

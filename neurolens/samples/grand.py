@@ -20,14 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from neurolens.errors import ModelMismatchError
+from neurolens.samples.layer_norms import AFFINES, PRODUCTS, affine_squares, product_squares, row_squares
 from neurolens.samples.softmax import cotangent
 
-PRODUCTS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d)
-"""Layers whose gradient is a product of inputs and output gradients."""
-AFFINES: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
-"""Layers that scale and shift a normalised input."""
-
-COLUMN_BYTES = 2**24
 EXPLICIT_BYTES = 2**28
 
 _log = logging.getLogger(__name__)
@@ -193,8 +188,8 @@ class GradientNorms:
         with torch.no_grad():
             names = self._ghost[layer].keys()
             if isinstance(layer, PRODUCTS):
-                return _product_squares(layer, pairs, names)
-            return _affine_squares(layer, pairs, names)
+                return product_squares(layer, pairs, names)
+            return affine_squares(layer, pairs, names)
 
     def _explicit_squares(self, names: tuple[str, ...], inputs: Tensor, labels: Tensor) -> Tensor:
         """Sum the squared norms over the named parameters, with each sample's gradient written out."""
@@ -213,7 +208,7 @@ class GradientNorms:
                 for sample, label in zip(torch.split(inputs.detach(), rows), torch.split(labels, rows), strict=True):
                     total = _zeros(sample)
                     for gradient in gradients(chosen, sample, label).values():
-                        total += _row_squares(gradient)
+                        total += row_squares(gradient)
                     out.append(total)
         except (RuntimeError, ValueError, NotImplementedError) as error:
             raise ModelMismatchError(
@@ -237,7 +232,7 @@ class GradientNorms:
         found = torch.autograd.grad(logits, ghost, cotangent(logits, labels[at : at + 1]), allow_unused=True)
         for p in ghost:
             p.requires_grad_(False)
-        expected = math.fsum(float(_row_squares(g[None])) for g in found if g is not None)
+        expected = math.fsum(float(row_squares(g[None])) for g in found if g is not None)
         self._checked = True
         if not math.isclose(expected, float(squares[at]), rel_tol=1e-3):
             _log.info("parameters are used outside their layers: every gradient is written out (slower, exact)")
@@ -305,91 +300,3 @@ def seed_scores(
 
 def _zeros(like: Tensor) -> Tensor:
     return torch.zeros(len(like), dtype=torch.float64, device=like.device)
-
-
-def _row_squares(values: Tensor) -> Tensor:
-    """Squared norm of each row, (n, …) → (n,), summed in float64."""
-    return values.flatten(1).square().sum(dim=1, dtype=torch.float64)
-
-
-def _columns(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Return A (n, groups, fan-in, positions) and G (n, groups, fan-out, positions) with weight gradient G Aᵀ."""
-    if isinstance(layer, nn.Linear):
-        return inputs.flatten(1, -2).mT[:, None] if inputs.ndim > 2 else inputs[:, None, :, None], (
-            gradient.flatten(1, -2).mT[:, None] if gradient.ndim > 2 else gradient[:, None, :, None]
-        )
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-    padding: Any = layer.padding
-    if isinstance(padding, str) or layer.padding_mode != "zeros":
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        inputs, padding = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode), (0,) * (inputs.ndim - 2)
-    kernel, dilation, stride = (tuple(v) for v in (layer.kernel_size, layer.dilation, layer.stride))
-    if isinstance(layer, nn.Conv1d):
-        inputs, kernel, dilation = inputs[:, :, None], (1, *kernel), (1, *dilation)
-        padding, stride = (0, *padding), (1, *stride)
-    if math.prod(kernel) == 1 and not any(padding):
-        columns = inputs[:, :, :: stride[0], :: stride[1]].flatten(2)
-    else:
-        columns = F.unfold(inputs, kernel, dilation, padding, stride)
-    shape = (len(inputs), layer.groups, -1, columns.shape[-1])
-    return columns.reshape(shape), gradient.reshape(shape)
-
-
-def _product_squares(layer: nn.Module, pairs: list[tuple[Tensor, Tensor]], names: Any) -> Tensor:
-    """Squared norms of the gradients of a linear or convolution layer that was called once or more."""
-    n = len(pairs[0][0])
-    width = sum(a[0].numel() * math.prod(getattr(layer, "kernel_size", (1,))) * a.element_size() for a, _ in pairs)
-    rows = max(1, COLUMN_BYTES // max(width, 1))
-    out = []
-    for start in range(0, n, rows):
-        parts = [_columns(layer, a[start : start + rows], g[start : start + rows]) for a, g in pairs]
-        columns, gradient = (p[0] if len(p) == 1 else torch.cat(p, dim=3) for p in zip(*parts, strict=True))
-        total = _zeros(columns)
-        if "bias" in names:
-            total += _row_squares(gradient.sum(dim=3))
-        if "weight" in names:
-            total += _weight_squares(columns, gradient)
-        out.append(total)
-    return torch.cat(out)
-
-
-def _weight_squares(columns: Tensor, gradient: Tensor) -> Tensor:
-    """‖G Aᵀ‖² per sample, summed over groups: by Gram matrices where they are the cheaper product."""
-    fan_in, positions, fan_out = columns.shape[2], columns.shape[3], gradient.shape[2]
-    if positions == 1:
-        return (columns.square().sum(2, dtype=torch.float64) * gradient.square().sum(2, dtype=torch.float64)).sum(
-            (1, 2)
-        )
-    if positions * (fan_in + fan_out) < fan_in * fan_out:
-        inner = (columns.mT @ columns).double() * (gradient.mT @ gradient).double()
-        return inner.sum(dim=(1, 2, 3)).clamp(min=0)
-    return _row_squares(gradient @ columns.mT)
-
-
-def _affine_squares(layer: nn.Module, pairs: list[tuple[Tensor, Tensor]], names: Any) -> Tensor:
-    """Squared norms of the gradients of a norm layer's scale Σ g·x̂ and shift Σ g."""
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    for inputs, gradient in pairs:
-        if isinstance(layer, nn.LayerNorm):
-            over = tuple(range(1, inputs.ndim - len(layer.normalized_shape)))
-            normal = F.layer_norm(inputs, layer.normalized_shape, None, None, layer.eps)
-        else:
-            over = tuple(range(2, inputs.ndim))
-            if isinstance(layer, nn.GroupNorm):
-                normal = F.group_norm(inputs, layer.num_groups, None, None, layer.eps)
-            else:
-                assert isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
-                normal = F.batch_norm(inputs, layer.running_mean, layer.running_var, eps=layer.eps)
-        product = gradient * normal
-        this_scale, this_shift = (product.sum(over), gradient.sum(over)) if over else (product, gradient)
-        scale = this_scale if scale is None else scale + this_scale
-        shift = this_shift if shift is None else shift + this_shift
-    assert scale is not None
-    assert shift is not None
-    total = _zeros(scale)
-    if "weight" in names:
-        total += _row_squares(scale)
-    if "bias" in names:
-        total += _row_squares(shift)
-    return total
