@@ -20,6 +20,7 @@ import xarray as xr
 import neurolens
 from neurolens import schema
 from neurolens.store import SampleCoords, open_store
+from neurolens.store.tiles import build_tiles
 
 PARTS = ("forward", "input_gradient")
 Scores = tuple[Any, Any, float]
@@ -127,13 +128,15 @@ def from_store(epochs: int, samples: int, count: int) -> None:
         def queried() -> Scores:
             return ours(neurolens.open_run(folder / "store")["samples"].to_dataset())
 
-        seconds = rounds({"reference": from_files, "ours": queried}, count)
-        ratio = seconds["reference"] / seconds["ours"]
-        print(
-            f"from the store {epochs} x {samples}: files {seconds['reference'] * 1e3:.0f} ms, "
-            f"store {seconds['ours'] * 1e3:.0f} ms (opened each time), ratio {ratio:.1f}x; "
-            f"peak: files {peak_megabytes(from_files):.0f} MB, store {peak_megabytes(queried):.0f} MB"
-        )
+        for state in ("rows as written", "with the tiles of `refresh`"):
+            seconds = rounds({"reference": from_files, "ours": queried}, count)
+            ratio = seconds["reference"] / seconds["ours"]
+            print(
+                f"from the store {epochs} x {samples}, {state}: files {seconds['reference'] * 1e3:.0f} ms, "
+                f"store {seconds['ours'] * 1e3:.0f} ms (opened each time), ratio {ratio:.1f}x; "
+                f"peak: files {peak_megabytes(from_files):.0f} MB, store {peak_megabytes(queried):.0f} MB"
+            )
+            build_tiles(open_store(folder / "store"))
 
 
 def main(quick: bool) -> None:
@@ -144,7 +147,7 @@ def main(quick: bool) -> None:
         from_store(20, 2000, 1)
         return
     in_memory(200, 50_000, 10)
-    from_store(1000, 50_000, 3)
+    from_store(1024, 50_000, 3)
     in_memory(4000, 50_000, 3)
 
 
