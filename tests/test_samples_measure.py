@@ -1,19 +1,15 @@
 """Loss, margin, input-gradient norm and their like: golden numbers, slow versions from the definitions, invariants."""
 
 import copy
-import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
-import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -23,9 +19,7 @@ from neurolens.data import SampleSet
 from neurolens.data.arrays import ArrayImages
 from neurolens.errors import ModelMismatchError, NonFiniteError, SchemaError
 from neurolens.networks import CifarResNet18, DigitsConvNet
-from neurolens.samples.folding import folded
 from neurolens.samples.measure import MEASUREMENT_VERSION, key_config, measure, measure_batch, parts
-from neurolens.samples.softmax import cotangent, full_precision, statistics
 from neurolens.study import Preprocessing, Samples
 
 ALL = ("forward", "input_gradient", "grand", "curvature")
@@ -121,72 +115,6 @@ def test_measure_batch__is_not_scaled_by_the_batch_as_a_mean_loss_would_be():
     leaf = x.clone().requires_grad_()
     (mean_reduced,) = torch.autograd.grad(F.cross_entropy(module(leaf), y), leaf)
     np.testing.assert_allclose(measure_batch(module, x, y)["grad_norm"] / 3, mean_reduced.norm(dim=1), rtol=1e-6)
-
-
-Z = torch.tensor(
-    [
-        [[2, 1, 0], [0, 2, 1], [1, 1, 1]],
-        [[3, 1, 0], [2, 1, 0], [0, 1, 2]],
-        [[4, 0, 0], [0, 3, 1], [3, 0, 1]],
-        [[5, 0, 0], [1, 2, 0], [2, 0, 0]],
-    ]
-).float()
-
-
-def test_statistics__gives_the_golden_numbers_of_the_logit_table():
-    rows = [statistics(z, torch.tensor([0, 1, 2])) for z in Z]
-    over = {name: np.array([r[name].numpy() for r in rows], dtype=np.float64) for name in rows[0]}
-    np.testing.assert_allclose(over["loss"].sum(0), [0.626814, 2.392664, 5.915609], atol=1e-6)
-    np.testing.assert_allclose(over["p_true"].mean(0), [0.865101, 0.604751, 0.304819], atol=1e-6)
-    np.testing.assert_allclose(over["p_true"].std(0), [0.127571, 0.220270, 0.227147], atol=1e-6)
-    np.testing.assert_array_equal(over["correct"].sum(0), [4, 3, 1])
-    np.testing.assert_allclose(over["margin"].mean(0), [3, 0.75, -0.75])
-    np.testing.assert_allclose(over["el2n"][0], [0.424336, 0.424336, 0.816497], atol=1e-6)
-    np.testing.assert_allclose(over["p_true"][-1], [0.986703, 0.665241, 0.106507], atol=1e-6)
-    np.testing.assert_allclose(over["entropy"][0, 2], math.log(3), rtol=1e-6)
-
-
-def test_statistics__keeps_exact_zeros_and_predicts_the_first_of_equal_logits():
-    values = statistics(torch.tensor([[200.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 1]))
-    assert values["loss"][0] == 0
-    assert values["entropy"][0] == pytest.approx(0, abs=1e-30)
-    assert values["predicted"].tolist() == [0, 0]
-    assert values["correct"].tolist() == [1, 0]
-
-
-def test_statistics__of_nan_logits_predict_nothing_rather_than_something_wrong():
-    values = statistics(torch.tensor([[float("nan"), 0.0], [1.0, 0.0]]), torch.tensor([0, 0]))
-    assert values["predicted"].tolist() == [-1, 0]
-    assert values["correct"].tolist() == [-1, 1]
-    assert math.isnan(values["loss"][0])
-
-
-def test_cotangent__keeps_its_precision_where_float32_softmax_is_one():
-    z = torch.tensor([[30.0, 0.0, 1.0]])
-    exact = torch.softmax(z.double(), 1)
-    expected = torch.stack([-exact[0, 1:].sum(), exact[0, 1], exact[0, 2]])
-    np.testing.assert_allclose(cotangent(z, torch.tensor([0]))[0], expected, rtol=1e-6)
-
-
-@given(
-    z=hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(2, 6)), elements=st.floats(-50, 50, width=32)),
-    data=st.data(),
-)
-@settings(deadline=None, max_examples=60)
-def test_statistics__stay_in_their_ranges(z: np.ndarray, data: Any):
-    n, classes = z.shape
-    y = np.array(data.draw(st.lists(st.integers(0, classes - 1), min_size=n, max_size=n)))
-    values = {k: v.numpy() for k, v in statistics(torch.from_numpy(z), torch.from_numpy(y)).items()}
-    assert (values["loss"] >= 0).all()
-    assert ((values["el2n"] >= 0) & (values["el2n"] <= math.sqrt(2) + 1e-6)).all()
-    assert ((values["entropy"] >= 0) & (values["entropy"] <= math.log(classes) + 1e-6)).all()
-    assert ((values["p_true"] >= 0) & (values["p_true"] <= 1)).all()
-    assert (values["correct"][values["margin"] > 0] == 1).all()
-    assert (values["correct"][values["margin"] < 0] == 0).all()
-    order = np.array(data.draw(st.permutations(range(n))))
-    again = statistics(torch.from_numpy(z[order]), torch.from_numpy(y[order]))
-    for name, value in values.items():
-        np.testing.assert_array_equal(again[name].numpy(), value[order])
 
 
 # the whole measurement
@@ -412,125 +340,6 @@ def test_measure__refuses_logits_that_do_not_fit_the_labels():
 def test_measure__names_the_nearest_part():
     with pytest.raises(SchemaError, match="did you mean 'grand'"):
         measure(digits(), images(), parts=("grad",), table=Samples())
-
-
-# folding
-
-
-class Untraceable(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
-        self.fc = nn.Linear(6, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.body(x)
-        if x.sum() > 1e9:
-            x = x / 2
-        return self.fc(x.mean(dim=(2, 3)))
-
-
-class Twice(nn.Module):
-    """One convolution before two batch norms, and one pair called twice: nothing may be folded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.a, self.b = nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1), nn.BatchNorm2d(1)
-        self.fc = nn.Linear(64, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        z = self.conv(x)
-        return self.fc((self.a(z) + self.b(z) + self.b(self.conv(z))).flatten(1))
-
-
-class Misleading(nn.Module):
-    """Neighbours in a Sequential that the network calls otherwise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1))
-        self.fc = nn.Linear(64, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.body[0](self.body[1](x).relu()).flatten(1))
-
-
-class InPlace(nn.Module):
-    """A ReLU between the convolution and the batch norm, on the same tensor; and a norm whose attributes are read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm, self.fc = nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Linear(128, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        z = self.conv(x)
-        z.relu_()
-        return self.fc(self.norm(z).flatten(1))
-
-
-class Reading(InPlace):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc((self.norm(self.conv(x)) * self.norm.weight[:, None, None]).flatten(1))
-
-
-class Aside(InPlace):
-    """The convolution's output is also used where no gradient flows."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        z = self.conv(x)
-        return self.fc((self.norm(z) * z.detach().sigmoid()).flatten(1))
-
-
-def norms_in(module: nn.Module) -> int:
-    return sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
-
-
-@pytest.mark.parametrize(
-    ("build", "left"),
-    [
-        (DigitsConvNet, 0),
-        (CifarResNet18, 0),
-        (Untraceable, 0),
-        (Twice, 2),
-        (Misleading, 1),
-        (InPlace, 1),
-        (Reading, 1),
-        (Aside, 1),
-        (nn.Flatten, 0),
-    ],
-)
-def test_folded__equals_the_network_and_folds_what_may_be_folded(build: Any, left: int):
-    torch.manual_seed(0)
-    module = seeded(build())
-    x = torch.randn(4, 3 if isinstance(module, CifarResNet18) else 1, 8, 8)
-    fast = folded(module, probe=x[:2])
-    assert norms_in(fast) == left
-    assert not any(p.requires_grad for p in fast.parameters())
-    module.eval()
-    with torch.no_grad():
-        torch.testing.assert_close(fast(x), module(x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet121", "shufflenet_v2_x0_5", "googlenet"])
-def test_folded__equals_torchvision_networks(name: str):
-    torch.manual_seed(0)
-    extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
-    module = seeded(torchvision.models.get_model(name, num_classes=5, **extra)).eval()
-    x = torch.randn(2, 3, 32, 32)
-    fast = folded(module, probe=x)
-    assert norms_in(fast) < norms_in(module)
-    with torch.no_grad():
-        expected = module(x)
-        torch.testing.assert_close(fast(x), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
-
-
-def test_full_precision__restores_the_settings_after_the_last_pass():
-    before = torch.backends.cudnn.allow_tf32
-    with full_precision():
-        with full_precision():
-            assert not torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cudnn.allow_tf32
-    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_samples__import_no_torch_until_a_measurement_is_asked_for():
