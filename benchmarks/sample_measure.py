@@ -28,7 +28,7 @@ def main(quick: bool = False) -> None:
     """Print the time of each way, the ratios of each round's times, and how far the numbers lie apart."""
     n, rounds = (256, 1) if quick else (1024, 5)
     network = models.build(Model(name="cifar_resnet18", classes=100), seed=0)
-    _wear_in(network.module)
+    wear_in(network.module)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
     labels = rng.integers(0, 100, n)
@@ -85,7 +85,7 @@ def reference(module: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tenso
     return {"loss": torch.cat(losses).numpy(), "grad_norm": torch.cat(norms).numpy()}
 
 
-def _wear_in(module: torch.nn.Module) -> None:
+def wear_in(module: torch.nn.Module) -> None:
     """Give the batch norms statistics and affine parameters such as training leaves."""
     generator = torch.Generator().manual_seed(0)
     for layer in module.modules():
