@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
-STRIP = 2048
+STRIP = 8192
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., None])
 

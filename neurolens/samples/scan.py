@@ -73,7 +73,8 @@ class Missing:
         plural = "s" if len(found) > 1 else ""
         return MissingMeasurementError(
             f"{who} has no complete {self.variable!r} at {self.dim}{plural} {shown}{of}; measure them: "
-            f'`neurolens run STUDY --only samples`, or pass missing="drop" to leave them out'
+            f"`neurolens run STUDY --only samples` (`neurolens status STUDY` and ds.lens.provenance() say why they "
+            f'are missing), or pass missing="drop" to leave them out'
         )
 
 
@@ -129,10 +130,14 @@ def _strips(
     table = np.ones((rows, 1), bool) if table is None else table
     codes = np.zeros(width, np.int64) if codes is None else codes
 
-    def strip(low: int, high: int) -> tuple[tuple[Any, ...], Any]:
+    results = [np.empty(width) for _ in range(outputs)]
+
+    def strip(low: int, high: int) -> Any:
         state = rule.start(high - low, _codes(codes[low:high], table), *given)
         lost = rule.step(state, tuple(as_block(a, low, high) for a in arrays), table, 0)
-        return rule.finish(state), np.flatnonzero(lost)
+        for result, part in zip(results, rule.finish(state)):
+            result[low:high] = part
+        return np.flatnonzero(lost)
 
     workers = threads() if rows * width > 1_000_000 else 1
     # as many strips as threads or a multiple: even work, and a bound on what as_block may copy
@@ -144,8 +149,8 @@ def _strips(
     else:
         with ThreadPoolExecutor(workers) as pool:
             done = list(pool.map(lambda b: strip(*b), bounds))
-    missing.check(np.concatenate([lost for _, lost in done]))
-    return [np.concatenate([results[k] for results, _ in done]) for k in range(outputs)]
+    missing.check(np.concatenate(done))
+    return results
 
 
 def _chain(
