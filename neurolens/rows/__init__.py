@@ -21,7 +21,7 @@ from neurolens.rows.planning import (
     prepare,
     threads,
 )
-from neurolens.rows.working import Outcome, Result, may_pass, measure_row, provenance, require_finite, run_rows
+from neurolens.rows.working import Outcome, Result, may_pass, measure_row, provenance, run_rows
 
 __all__ = [
     "MEASURES",
@@ -42,7 +42,6 @@ __all__ = [
     "plan",
     "prepare",
     "provenance",
-    "require_finite",
     "run_rows",
     "threads",
 ]

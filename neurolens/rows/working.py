@@ -1,17 +1,16 @@
 """How rows are claimed, measured and written, each in one commit. Safe to kill at any time."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from neurolens import __version__, schema
-from neurolens.errors import CheckpointError, ModelMismatchError, NeurolensError, NonFiniteError, StoreError
+from neurolens.errors import ModelMismatchError, NeurolensError, StoreError
 from neurolens.rows.planning import MEASURES, Materials, Row, prepare, threads
 
 if TYPE_CHECKING:
@@ -175,15 +174,9 @@ def measure_row(materials: Materials, row: Row, parts: Sequence[str], samples: "
     from neurolens import checkpoints
 
     table, measure = materials.study.checkpoints, import_module(MEASURES[materials.cube])
-    if checkpoints.digest(row.path) != row.digest:
-        raise CheckpointError(f"{row.path} changed while the run was going on; run again to measure the new one")
-    state = checkpoints.read_state(
-        row.path, trust=table.trust, state_key=table.state_key, strip_prefixes=table.strip_prefixes
-    )
-    if not materials.table.allow_non_finite:
-        require_finite(state, row.path)
+    allowed = materials.table.allow_non_finite
     with materials.network() as network:
-        checkpoints.fill(network.module, state)
+        checkpoints.load(network.module, row.path, table, digest=row.digest, allow_non_finite=allowed)
         try:
             numbers: dict[str, np.ndarray] = measure.measure(
                 network,
@@ -208,17 +201,6 @@ def may_pass(error: BaseException) -> bool:
     cause = error.__cause__ if isinstance(error, NeurolensError) else error
     lasting = FileNotFoundError | PermissionError | IsADirectoryError | NeurolensError
     return isinstance(cause, OSError) and not isinstance(error, StoreError) and not isinstance(cause, lasting)
-
-
-def require_finite(state: Mapping[str, Any], path: Path) -> None:
-    """Raise NonFiniteError, naming the tensor, if a weight is NaN or infinite."""
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            count = int((~tensor.isfinite()).sum())
-            raise NonFiniteError(
-                f"{path}: {name!r} holds {count} non-finite values of {tensor.numel()}: training diverged before this "
-                "checkpoint; leave it out ([checkpoints] end), or store what it gives with allow_non_finite = true"
-            )
 
 
 def provenance(materials: Materials, row: Row) -> dict[str, Any]:
