@@ -30,7 +30,7 @@ def csl(
         Count a sample from its class's introduction on, or at every checkpoint, as the reference does.
     missing : {"error", "drop"}
         Raise where a loss is missing, or leave it out; then compare samples by `csl_mean`.
-    compat : {"seed"}, optional
+    compat : "seed" or None
         The reference's float32 sums over every checkpoint (implies ``exposure="all"``).
 
     Returns

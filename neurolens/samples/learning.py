@@ -55,7 +55,7 @@ def learning_time(
         Count a sample from its class's introduction on, or at every checkpoint, as the reference does.
     missing : {"error", "drop"}
         Raise where a gradient is missing, or leave that checkpoint out for that sample, in R and in tau.
-    compat : {"seed"}, optional
+    compat : "seed" or None
         The reference: a loss stands in for a missing gradient, running sums are float32 (implies ``exposure="all"``).
 
     Returns

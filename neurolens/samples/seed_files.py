@@ -224,7 +224,7 @@ def export_csl(
         For the file names and the metrics.
     variable : str
         The gradient for learning time. Without it no ``lt`` file is written, and an old one is removed.
-    compat : {"seed"}, optional
+    compat : "seed" or None
         The reference's arithmetic, every sample at every epoch, and losses in place of missing gradients.
 
     Returns
