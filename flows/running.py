@@ -186,8 +186,9 @@ def run_cube(study: Study, cube: str) -> State[Any]:
         futures: list[PrefectFuture[Any]] = []
         if plan.count("done"):
             futures.append(runner.submit(up_to_date, parameters={"count": plan.count("done")}))
-        if plan.todo:
+        if plan.todo or plan.change:  # changed settings alone decide which of the rows there are shown
             rows.prepare(materials, rows.open_for_writing(study))
+        if plan.todo:
             keep(materials)
             job = measure.with_options(
                 retries=study.compute.retries, retry_delay_seconds=exponential_backoff(backoff_factor=BACKOFF_SECONDS)
@@ -263,8 +264,9 @@ def _figures(study: Study, plan: rows.Plan, summary: str) -> str:
     lines += [f"- {note}" for note in plan.notes]
     options = {"endpoint": study.store.endpoint, "region": study.store.region}
     ds = xr.open_dataset(study.store.url, group=plan.cube, engine="neurolens", chunks={}, backend_kwargs=options)
-    if "loss_sum" in ds.coords and ds.sizes[plan.series]:
-        last = ds.isel({plan.series: slice(-5, None)})
+    measured: list[bool] = (ds["loss_count"].sum("class") > 0).values.tolist() if "loss_count" in ds.coords else []
+    if any(measured):
+        last = ds.isel({plan.series: measured}).isel({plan.series: slice(-5, None)})
         loss = last["loss_sum"].sum("class") / last["loss_count"].sum("class")
         accuracy = last["correct"].mean("sample")
         lines += ["", f"| {plan.series} | mean loss | accuracy |", "|---|---|---|"]

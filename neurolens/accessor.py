@@ -137,7 +137,8 @@ class Lens:
         -------
         DataFrame
             Indexed by the series (epoch or step), ``block`` and ``part``. ``state`` is done or failed; ``key`` the
-            sha256 of all that the numbers depend on; ``seconds`` what the row took; ``time`` when it was written
+            sha256 of all that the numbers depend on; ``current`` whether the settings are those of the cube now (else
+            the entry opens as NaN); ``seconds`` what the row took; ``time`` when it was written
             (UTC); ``error`` why it failed; and what is known of checkpoint, versions and device, one column each.
 
         Raises
@@ -152,12 +153,15 @@ class Lens:
         for row in ledger.rows():
             known = json.loads(row.provenance) if row.provenance else {}
             lines.append(
-                {ledger.series: row.position, "block": row.block, "part": row.part, "state": row.state, "key": row.key}
+                {ledger.series: row.position, "block": row.block, "part": row.part, "state": row.state}
+                | {"key": row.key, "current": row.current}
                 | known
                 | {"seconds": row.seconds, "time": row.time, "error": row.error}
             )
         index = [ledger.series, "block", "part"]
-        frame = pd.DataFrame(lines, columns=None if lines else [*index, "state", "key", "seconds", "time", "error"])
+        frame = pd.DataFrame(
+            lines, columns=None if lines else [*index, "state", "key", "current", "seconds", "time", "error"]
+        )
         frame["time"] = pd.to_datetime(frame["time"], unit="s", utc=True)
         return frame.set_index(index)
 

@@ -104,7 +104,7 @@ def _assert_stores_equal(one: Path | str, two: Path | str) -> None:
             assert a[name].dtype == b[name].dtype, name
             assert _bytes(a[name].values) == _bytes(b[name].values), name
         rows = [
-            [(r.position, r.block, r.part, r.state, r.key) for r in read_ledger(s.root, cube, "").rows()]
+            [(r.position, r.block, r.part, r.state, r.key, r.reading) for r in read_ledger(s.root, cube, "").rows()]
             for s in (first, second)
         ]
         assert rows[0] == rows[1]

@@ -22,7 +22,7 @@ from neurolens.backend.cubes import chunk_rows
 from neurolens.errors import StoreError
 from neurolens.store import open_store
 
-ROWS, SAMPLES = 6, 20
+ROWS, SAMPLES = 7, 20
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +32,14 @@ def run(make_store, tmp_path_factory):
     failed = [(1, 1, "forward"), (5, 0, "forward"), (5, 1, "forward"), (5, 0, "input_gradient")]
     absent = [(2, 0, "input_gradient"), (5, 1, "input_gradient")]
     positions = (3, 0, 5, 2, 4, 1, 6)
-    truth = make_store(url, positions=positions, blocks=(12, 8), failed=failed, absent=absent)
-    keep = [i for i, p in enumerate(sorted(positions)) if p != 5]
-    return url, {name: values[keep] for name, values in truth.items()}
+    return url, make_store(url, positions=positions, blocks=(12, 8), failed=failed, absent=absent)
 
 
 def test_open_run__gives_committed_rows_in_order_of_the_series(run):
     url, truth = run
     tree = neurolens.open_run(url)
     ds = tree["samples"].to_dataset()
-    assert ds.epoch.values.tolist() == [0, 1, 2, 3, 4, 6]
+    assert ds.epoch.values.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert list(ds.data_vars) == [
         v.name for p in ("forward", "input_gradient") for v in schema.SAMPLES.part(p).variables
     ]
@@ -264,11 +262,10 @@ def test_isel__pointwise_equals_numpy(run, data):
 def test_sel__finds_rows_and_samples_by_label(run, data):
     url, truth = run
     ds = xr.open_dataset(url, engine="neurolens", chunks=data.draw(st.sampled_from([None, {}])))
-    epochs = data.draw(st.lists(st.sampled_from([0, 1, 2, 3, 4, 6]), min_size=1))
+    epochs = data.draw(st.lists(st.sampled_from(range(ROWS)), min_size=1))
     ids = data.draw(st.lists(st.integers(0, SAMPLES - 1), min_size=1))
     found = ds.margin.sel(epoch=epochs, sample=[f"s{i:05d}" for i in ids])
-    rows = np.searchsorted([0, 1, 2, 3, 4, 6], epochs)
-    np.testing.assert_array_equal(found, truth["margin"][np.ix_(rows, ids)])
+    np.testing.assert_array_equal(found, truth["margin"][np.ix_(epochs, ids)])
 
 
 def test_stores_equal__is_blind_to_the_order_of_writing(make_store, stores_equal):

@@ -10,8 +10,9 @@ import pytest
 import torch
 import xarray as xr
 
-from neurolens import rows
-from neurolens.errors import MissingCheckpointError, StoreError
+import neurolens
+from neurolens import rows, weights
+from neurolens.errors import MissingCheckpointError, MissingMeasurementError, StoreError
 from neurolens.rows import Plan, Result
 from neurolens.store import open_store
 from neurolens.study import Study, load_study
@@ -142,6 +143,24 @@ def test_run_rows__gives_the_same_numbers_with_several_workers(
     stores_equal(load_study(one).store.url, load_study(two).store.url)
 
 
+def test_measure_row__refuses_a_file_that_changed_while_it_was_read(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_study()
+    read = weights.read_state
+
+    def replaced_after(file: Path, **options: Any) -> Any:
+        state = read(file, **options)
+        if Path(file).name == "epoch_1.pt":
+            conftest.write_checkpoint(path.parent, 1, seed=99)
+        return state
+
+    monkeypatch.setattr(weights, "read_state", replaced_after)
+    results = run(path)
+    assert outcomes(results) == {(0, 0): "computed", (1, 0): "failed", (2, 0): "computed"}
+    assert "changed since it was discovered" in next(result.why for result in results if result.outcome == "failed")
+
+
 class Bomb:
     def __reduce__(self) -> Any:
         return os.mkdir, ("exploded",)
@@ -172,7 +191,7 @@ def spoil(kind: str, path: Path) -> None:
         ("bomb", "epoch_1.pt"),
         ("bomb in an archive", "trust"),
         ("classes", "7"),
-        ("nan", "non-finite"),
+        ("nan", "NaN or infinity"),
     ],
 )
 def test_run_rows__fails_the_row_of_bad_input_and_goes_on(
@@ -187,7 +206,10 @@ def test_run_rows__fails_the_row_of_bad_input_and_goes_on(
     assert says in why
     assert "\n" not in why or kind == "classes"
     assert not (path.parent / "exploded").exists()
-    assert opened(path).epoch.values.tolist() == [0, 2]
+    assert opened(path).loss.isnull().all("sample").values.tolist() == [False, True, False]
+    with pytest.raises(MissingMeasurementError, match=r"'loss' at epoch 1 \(of 0–2\).*neurolens status"):
+        neurolens.csl(opened(path))
+    assert neurolens.csl(opened(path), missing="drop").n_epochs.values.tolist() == [2] * 24
     (failed,) = plan(load_study(path)).todo
     assert (failed.state, failed.why) == ("failed", why)
 

@@ -231,7 +231,8 @@ def open_run(
     Returns
     -------
     DataTree : one node per cube, e.g. ``tree["samples"]``
-        Only committed rows, in order of the series; what was not measured is NaN. `ds.lens` holds the reductions.
+        Only committed rows, in order of the series. What was not measured is NaN, and so are rows that failed, and
+        rows measured under other settings than the study's now. `ds.lens` holds the reductions.
 
     Raises
     ------

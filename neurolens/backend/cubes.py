@@ -1,4 +1,7 @@
-"""One cube of a store as a Dataset: committed rows in order of the series, what was not measured NaN."""
+"""One cube of a store as a Dataset: committed rows in order of the series, what was not measured NaN.
+
+A row that failed is a row of NaN: left out, it would let a sum over the series pass for complete.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,7 +19,7 @@ from neurolens.backend.arrays import EagerVariable, Rows, RowsArray, SnapshotVar
 from neurolens.errors import StoreError, nearest
 from neurolens.store import tiles
 from neurolens.store.chunks import read_whole
-from neurolens.store.ledger import DONE
+from neurolens.store.ledger import ABSENT, DONE, current_readings
 
 CHUNK_BYTES = 32 << 20  # of a dask chunk, at least
 CHUNK_ROWS = 100  # or this many rows, if that is more, up to twice the bytes
@@ -31,14 +34,15 @@ class Cube:
     arrays: Mapping[str, zarr.Array[Any]]
     held: Mapping[str, NDArray[Any]]
     parts: tuple[str, ...]
-    done: NDArray[np.bool_]  # (slot, block, part)
-    slots: NDArray[np.int64]  # (row,): those with anything done, in order of the series
+    tried: NDArray[np.bool_]  # (slot, block, part): done or failed, under whatever settings
+    done: NDArray[np.bool_]  # (slot, block, part): done, and under the settings that the group has now
+    slots: NDArray[np.int64]  # (row,): those with anything tried, in order of the series
 
-    def done_rows(self, part: str) -> NDArray[np.bool_]:
-        """Where a part is done, (row, block)."""
+    def rows(self, entries: NDArray[np.bool_], part: str) -> NDArray[np.bool_]:
+        """Pick ``entries`` of a part, (row, block)."""
         if part not in self.parts:
-            return np.zeros((len(self.slots), self.done.shape[1]), bool)
-        return self.done[self.slots][:, :, self.parts.index(part)]
+            return np.zeros((len(self.slots), entries.shape[1]), bool)
+        return entries[self.slots][:, :, self.parts.index(part)]
 
 
 def read_cube(group: zarr.Group) -> Cube:
@@ -49,12 +53,19 @@ def read_cube(group: zarr.Group) -> Cube:
         raise StoreError(f"there is no cube {name!r} in this neurolens; {nearest(name, schema.CUBES)}")
     arrays = {key: a for key, a in sorted(group.members(max_depth=1)) if isinstance(a, zarr.Array)}
     small = {key: array for key, array in arrays.items() if "/" not in key and _dims(array) != ("slot", "sample")}
-    wanted = ["ledger/part", "ledger/state", *(["tiles/keys", "ledger/key"] if "tiles/keys" in arrays else [])]
+    wanted = [
+        "ledger/part",
+        "ledger/state",
+        "ledger/reading",
+        *(["tiles/keys", "ledger/key"] if "tiles/keys" in arrays else []),
+    ]
     held = read_whole(small | {key: arrays[key] for key in wanted})
-    done = held["ledger/state"] == DONE
-    rows = np.flatnonzero(done.any(axis=(1, 2)))
+    parts = tuple(map(str, held["ledger/part"].tolist()))
+    tried = held["ledger/state"] != ABSENT
+    done = (held["ledger/state"] == DONE) & (held["ledger/reading"] == current_readings(found, parts))
+    rows = np.flatnonzero(tried.any(axis=(1, 2)))
     slots = rows[np.argsort(held[series][rows], kind="stable")]
-    return Cube(name, series, arrays, held, tuple(map(str, held["ledger/part"].tolist())), done, slots)
+    return Cube(name, series, arrays, held, parts, tried, done, slots)
 
 
 def settings(cube: zarr.Group) -> dict[str, Any]:
@@ -77,15 +88,15 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
     Returns
     -------
     Dataset : (epoch or step, sample), in order of the series
-        One row per checkpoint with anything measured; what is not done in the ledger is NaN. A variable measured
-        nowhere is left out.
+        One row per checkpoint that was measured or failed. What failed, or was measured under other settings than
+        the group has now, is NaN with count 0, so that reductions name it. A variable never tried is left out.
     """
     found, dropped, read = settings(cube), set(drop), read_cube(cube)
     coords, tiled = _coords(read), _tiles(read)
     variables: dict[str, xr.Variable] = {}
     for declared, part in _declared(read):
-        key, done = declared.name, read.done_rows(part)
-        if key in dropped or not (done.any() or not len(read.slots)):
+        key, done = declared.name, read.rows(read.done, part)
+        if key in dropped or not (read.rows(read.tried, part).any() or not len(read.slots)):
             continue
         array = read.arrays[key]
         fill = int(declared.fill_value) if np.dtype(array.dtype).kind in "iu" else None
@@ -159,7 +170,8 @@ def _tiles(read: Cube) -> dict[str, tuple[zarr.Array[Any], NDArray[np.bool_]]]:
     if "tiles/keys" not in read.held:
         return {}
     names = [tiles.variables(read.name, part, read.arrays) for part in read.parts]
-    tiled = tiles.matching(read.held["tiles/keys"], read.held["ledger/key"], read.done, names)
+    copied = read.held["ledger/state"] == DONE  # whatever the settings: tiles hold what rows hold
+    tiled = tiles.matching(read.held["tiles/keys"], read.held["ledger/key"], copied, names)
     out = {}
     for i, part in enumerate(names):
         for key in part:

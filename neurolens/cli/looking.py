@@ -54,7 +54,7 @@ def status(
             )
     console.print(table)
     for plan in plans:
-        for note in (*plan.notes, *([f"the next run will {plan.change}"] if plan.change and plan.todo else [])):
+        for note in (*plan.notes, *([f"the next run will {plan.change}"] if plan.change else [])):
             say(f"{plan.cube}: {note}")
     if any(plan.todo for plan in plans):
         say(f"to do: neurolens run {study}")
@@ -127,6 +127,9 @@ def show(
         failed = [entry for entry in ledger.rows() if entry.state == "failed"]
         for entry in failed:
             console.print(f"[red]failed[/] {ledger.series} {entry.position}, {entry.part}: {escape(entry.error)}")
+        other = {entry.position for entry in ledger.rows() if entry.state == "done" and not entry.current}
+        if other:
+            say(f"measured under other settings, and so not shown: {ledger.series} {spans(other)}; run the study again")
         say(f"positions: {spans(ledger.positions.tolist())}")
         for name in ("data", "model", "parts", "exposure", "previous_snapshot"):
             if ledger.settings.get(name):
@@ -146,7 +149,8 @@ def show(
 
 
 def _done(ledger: Any, part: str) -> int:
-    return len({entry.position for entry in ledger.rows() if entry.part == part and entry.state == "done"})
+    done = (entry for entry in ledger.rows() if entry.part == part and entry.state == "done" and entry.current)
+    return len({entry.position for entry in done})
 
 
 def _itemsize(dtype: str) -> int:

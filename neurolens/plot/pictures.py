@@ -73,16 +73,21 @@ def scores(ds: xr.Dataset) -> Scores:
     except MissingMeasurementError as error:
         csl = samples.csl(ds, missing="drop")["csl_mean"].compute()
         notes.append(f"Mean loss stands here instead of cumulative loss, because {error}")
-    time = None
+    time, note = _learning_time(ds)
+    return Scores(csl, time, (*notes, note) if note else tuple(notes))
+
+
+def _learning_time(ds: xr.Dataset) -> tuple[xr.Dataset | None, str]:
+    """Compute learning time, if need be without what is missing, and say what was."""
     try:
-        time = samples.learning_time(ds).compute()
+        return samples.learning_time(ds).compute(), ""
     except MissingMeasurementError as error:
-        if "grad_norm" in ds:
-            time = samples.learning_time(ds, missing="drop").compute()
-            notes.append(f"Learning time leaves out what is missing: {error}")
-        else:
-            notes.append(f"There is no learning time: {error}")
-    return Scores(csl, time, tuple(notes))
+        try:
+            return samples.learning_time(
+                ds, missing="drop"
+            ).compute(), f"Learning time leaves out what is missing: {error}"
+        except MissingMeasurementError:
+            return None, f"There is no learning time: {error}"
 
 
 def pictures(

@@ -12,7 +12,7 @@ import numpy as np
 from neurolens.store import Ledger, LedgerRow
 
 CELLS = 400
-MARKS = {"done": "", "failed": "×", "absent": "", "partly": "~"}
+MARKS = {"done": "", "failed": "×", "absent": "", "partly": "~", "stale": "↻"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ def _state(rows: list[LedgerRow], blocks: int) -> str:
         return "failed"
     if not rows:
         return "absent"
+    if not all(row.current for row in rows):
+        return "stale"
     return "done" if len(rows) == blocks else "partly"
 
 

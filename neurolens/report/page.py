@@ -14,7 +14,7 @@ import xarray as xr
 
 from neurolens import __version__, schema
 from neurolens.backend import open_run
-from neurolens.errors import DataError, StoreError
+from neurolens.errors import DataError, MissingMeasurementError, StoreError
 from neurolens.plot import Picture, pictures, scores
 from neurolens.report.figures import KeyFigure, key_figures
 from neurolens.report.ledger import LedgerTable, ledger_table
@@ -140,7 +140,11 @@ def _science(
     if cube is None or "loss" not in cube or not cube["loss"].size:
         notes.append("No checkpoint has been measured yet.")
         return [], []
-    given = scores(cube)
+    try:
+        given = scores(cube)
+    except MissingMeasurementError as error:
+        notes.append(f"There is nothing to draw: {error}")
+        return [], []
     notes += given.notes
     try:
         drawn = pictures(cube, given=given, metrics=metrics, images=images, external=external)

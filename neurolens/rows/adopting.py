@@ -25,7 +25,8 @@ def adopt(
     """Write a Dataset of per-sample measurements as rows of the samples cube, one commit each.
 
     Samples are matched to the study's data by their position in it. A row's key is made from its numbers, so adopting
-    the same files again writes nothing, and measuring the run's checkpoints later replaces what was adopted.
+    the same files again writes nothing. Measuring the run's checkpoints later replaces what was adopted: from then on
+    adopted rows that are not measured yet open as missing, since one series never mixes the two.
 
     Parameters
     ----------
@@ -63,7 +64,8 @@ def adopt(
         run=study.name,
         series=dim,
         samples=SampleCoords(samples.ids, samples.labels, samples.classes, samples.coords),
-        settings={"data": samples.name, "parts": {part: {"imported_from": source} for part in by_part}},
+        # no model, no source: imports from several folders are one reading, and none with what is measured here
+        settings={"data": samples.name, "parts": {part: {"imported": True, "model": None} for part in by_part}},
         exposure=exposure_of(samples),
         variables=[str(name) for name in ds.data_vars],
     )

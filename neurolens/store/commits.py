@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from neurolens import schema
 from neurolens.errors import SchemaError, StoreError, nearest
 from neurolens.store.gather import Selection, read_all, write_all
 from neurolens.store.groups import SLOTS_AHEAD, add_array, exposed_classes, grow
-from neurolens.store.ledger import DONE, FAILED, SERIES_DIMS, arrays_in, group_in, key_bytes, settings_of
+from neurolens.store.ledger import DONE, FAILED, SERIES_DIMS, arrays_in, group_in, key_bytes, readings, settings_of
 from neurolens.store.locks import RowId
 
 
@@ -29,6 +29,7 @@ class Row:
     values: Mapping[str, np.ndarray]
     seconds: float = float("nan")
     generation: int | None = None
+    readings: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def message(self) -> str:
@@ -99,6 +100,7 @@ class _Place:
     parts: list[str]
     labels: np.ndarray
     entries: dict[str, np.ndarray]
+    readings: dict[str, int]
     writes: list[tuple[zarr.Array[Any], Selection, Any]]
 
 
@@ -151,7 +153,8 @@ def _place(root: zarr.Group, row: Row) -> _Place:
     reads: list[tuple[zarr.Array[Any], Selection]] = [(ledger[name], (slot, block)) for name in names]
     parts, labels, *entries = read_all([(ledger["part"], (slice(None),)), (arrays["label"], (extent,)), *reads])
     at_row = dict(zip(names, entries, strict=True))
-    return _Place(arrays, ledger, slot, block, extent, parts.tolist(), labels, at_row, writes)
+    current = {**readings(settings), **row.readings}
+    return _Place(arrays, ledger, slot, block, extent, parts.tolist(), labels, at_row, current, writes)
 
 
 def _checked(row: Row, variable: schema.Variable, place: _Place) -> np.ndarray | None:
@@ -192,6 +195,7 @@ def _add_entries(place: _Place, row: Row, errors: Mapping[str, str], state: int)
     now: dict[str, Any] = {
         "state": state,
         "key": [key_bytes(row.keys[part]) for part in errors],
+        "reading": [place.readings.get(part, 0) for part in errors],
         "seconds": row.seconds,
         "time": time.time(),
         "provenance": json.dumps(dict(row.provenance), sort_keys=True),

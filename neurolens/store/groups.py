@@ -24,6 +24,7 @@ MAX_CHUNK = 2**20
 
 LEDGER = {
     "state": ("uint8", 0),
+    "reading": ("uint64", 0),
     "seconds": ("float64", np.nan),
     "time": ("float64", np.nan),
     "error": ("string", ""),

@@ -1,7 +1,10 @@
 """Ledger: what a cube holds, row by row, as one frozen record."""
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,10 @@ SERIES_DIMS = ("epoch", "step")
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One entry that is not absent: a part of a row. ``key`` is hex; ``time`` is seconds since 1970."""
+    """One entry that is not absent: a part of a row. ``key`` is hex; ``time`` is seconds since 1970.
+
+    ``reading`` is a digest of the settings it was measured under, and ``current`` whether the group still has those.
+    """
 
     position: int
     block: int
@@ -27,6 +33,8 @@ class LedgerRow:
     time: float
     error: str
     provenance: str
+    reading: int = 0
+    current: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class Ledger:
         0 absent, 1 done, 2 failed.
     key : (slot, block, part) str
         sha256 in hex, empty where absent.
+    reading : (slot, block, part) uint64
+        Digest of the settings that the entry was measured under (`readings`), 0 where absent.
     seconds, time : (slot, block, part) float64
         NaN where absent.
     error, provenance : (slot, block, part) str
@@ -60,6 +70,7 @@ class Ledger:
     steps: np.ndarray
     state: np.ndarray
     key: np.ndarray
+    reading: np.ndarray
     seconds: np.ndarray
     time: np.ndarray
     error: np.ndarray
@@ -97,6 +108,10 @@ class Ledger:
         for i, block, part in np.argwhere(self.state[order] != ABSENT):
             yield self._row(int(order[i]), int(block), int(part))
 
+    @cached_property
+    def _current(self) -> np.ndarray:
+        return current_readings(self.settings, self.parts)
+
     def _row(self, slot: int, block: int, part: int) -> LedgerRow:
         at = (slot, block, part)
         return LedgerRow(
@@ -109,6 +124,8 @@ class Ledger:
             float(self.time[at]),
             str(self.error[at]),
             str(self.provenance[at]),
+            reading=int(self.reading[at]),
+            current=int(self.reading[at]) == int(self._current[part]),
         )
 
 
@@ -122,7 +139,7 @@ def read_ledger(root: zarr.Group, cube: str, snapshot: str) -> Ledger:
     series, everything = settings["series"], (slice(None),)
     known = dict(zip(SERIES_DIMS, read_all([(arrays.get(d, arrays[series]), everything) for d in SERIES_DIMS])))
     used = int(np.count_nonzero(known[series] >= 0))  # slots are allocated ahead of their use
-    names = ("part", "fingerprint", "state", "key", "seconds", "time", "error", "provenance")
+    names = ("part", "fingerprint", "state", "key", "reading", "seconds", "time", "error", "provenance")
     cut: Selection = (slice(0, used),)
     read = read_all([(arrays[n], everything if n in ("part", "fingerprint") else cut) for n in names])
     found = dict(zip(names, read, strict=True))
@@ -139,6 +156,7 @@ def read_ledger(root: zarr.Group, cube: str, snapshot: str) -> Ledger:
         steps=known["step"][:used] if "step" in arrays else unknown,
         state=found["state"],
         key=hex_keys(found["key"]),
+        reading=found["reading"],
         seconds=found["seconds"],
         time=found["time"],
         error=found["error"],
@@ -162,6 +180,7 @@ def _empty(cube: str, snapshot: str) -> Ledger:
         steps=none,
         state=np.zeros((0, 0, 0), "uint8"),
         key=text,
+        reading=np.zeros((0, 0, 0), "uint64"),
         seconds=numbers,
         time=numbers,
         error=text,
@@ -174,6 +193,25 @@ def settings_of(group: zarr.Group) -> dict[str, Any]:
     """Return a group's own attributes."""
     settings: Any = group.attrs["neurolens"]
     return dict(settings)
+
+
+def readings(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Return, per part, 64 bits of a digest of the settings that its numbers depend on: the model and the part's own.
+
+    They are what a row's key holds beside checkpoint and samples, and no more: what is done under a wanted key is of
+    the current reading. A part whose own settings name a ``model`` is of that one.
+    """
+    out = {}
+    for part, own in settings.get("parts", {}).items():
+        text = json.dumps({"model": settings.get("model"), **own}, sort_keys=True, separators=(",", ":"))
+        out[part] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return out
+
+
+def current_readings(settings: Mapping[str, Any], parts: Sequence[str]) -> np.ndarray:
+    """Return the readings of these parts under a group's settings, (part,) uint64; 0 for a part it has none of."""
+    known = readings(settings)
+    return np.array([known.get(part, 0) for part in parts], "uint64")
 
 
 def group_in(group: zarr.Group, name: str) -> zarr.Group:

@@ -5,7 +5,7 @@ import datetime
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import icechunk
@@ -16,7 +16,7 @@ from neurolens import __version__, schema
 from neurolens.errors import StoreError, nearest
 from neurolens.store import commits, layout, locks, repository, s3, transactions
 from neurolens.store.layout import Layout, SampleCoords, Wanted
-from neurolens.store.ledger import Ledger, read_ledger
+from neurolens.store.ledger import Ledger, group_in, read_ledger, readings, settings_of
 from neurolens.store.locks import RowId
 
 
@@ -27,6 +27,14 @@ class Snapshot:
     id: str
     time: datetime.datetime
     message: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What this process prepared a cube for: its generation, and the reading of each part."""
+
+    generation: int | None = None
+    readings: Mapping[str, int] = field(default_factory=dict)
 
 
 def open_store(
@@ -99,13 +107,13 @@ class Store:
         self.region = region
         self.readonly = readonly
         self.repository = repo
-        self._generations: dict[str, int] = {}
+        self._prepared: dict[str, Prepared] = {}
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[Any, ...]]:
-        return _reopen, (self.url, self.endpoint, self.region, self.readonly, self._generations)
+        return _reopen, (self.url, self.endpoint, self.region, self.readonly, self._prepared)
 
     @property
     def snapshot_id(self) -> str:
@@ -228,7 +236,8 @@ class Store:
             root, _ = self.root()
         result = layout.read_layout(root, cube.name, changed)
         assert result is not None
-        self._generations[cube.name] = result.generation
+        known = {**settings_of(group_in(root, cube.name)), **settings}
+        self._prepared[cube.name] = Prepared(result.generation, readings(known))
         return result
 
     def ledger(self, cube: str) -> Ledger:
@@ -287,8 +296,9 @@ class Store:
         StoreError
             If the cube was not prepared, its samples were changed meanwhile, or the commit is not possible.
         """
-        generation = self._generations.get(cube.name) if generation is None else generation
-        entry = commits.Row(cube, row, positions, keys, provenance, values, seconds, generation)
+        prepared = self._prepared.get(cube.name, Prepared())
+        generation = prepared.generation if generation is None else generation
+        entry = commits.Row(cube, row, positions, keys, provenance, values, seconds, generation, prepared.readings)
         commits.check(entry)
         return self.transact(entry.message, lambda root, _: commits.write_done(root, entry))
 
@@ -308,8 +318,10 @@ class Store:
         What is done under the same key stays done. What is done under another key is stale: it becomes failed and
         reads as not measured from now on (the history keeps it).
         """
-        generation = self._generations.get(cube.name) if generation is None else generation
-        entry = commits.Row(cube, row, positions, keys, provenance, {}, generation=generation)
+        prepared = self._prepared.get(cube.name, Prepared())
+        generation = prepared.generation if generation is None else generation
+        given = prepared.readings
+        entry = commits.Row(cube, row, positions, keys, provenance, {}, generation=generation, readings=given)
         commits.check(entry)
         return self.transact(f"{entry.message} failed", lambda root, _: commits.write_failed(root, entry, error))
 
@@ -375,7 +387,9 @@ def _wanted(
     return wanted
 
 
-def _reopen(url: str, endpoint: str | None, region: str | None, readonly: bool, generations: dict[str, int]) -> Store:
+def _reopen(
+    url: str, endpoint: str | None, region: str | None, readonly: bool, prepared: dict[str, "Prepared"]
+) -> Store:
     store = open_store(url, endpoint=endpoint, region=region, readonly=readonly)
-    store._generations.update(generations)
+    store._prepared.update(prepared)
     return store
