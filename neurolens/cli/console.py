@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BAD_INPUT = 2
 ROWS_FAILED = 1
 STOPPED = 130
+STOPPED_TEXT = "stopped; every row written so far is safe, and running again goes on from here"
 
 console = Console(highlight=False, soft_wrap=True)
 complaints = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -37,7 +38,7 @@ class Commands(TyperGroup):
             complain(str(error))
             raise typer.Exit(BAD_INPUT) from None
         except KeyboardInterrupt:
-            complain("stopped; every row written so far is safe, and running again goes on from here")
+            complain(STOPPED_TEXT)
             raise typer.Exit(STOPPED) from None
 
 

@@ -1,7 +1,11 @@
 """Commands that compute: ``run`` and ``demo``."""
 
+import contextlib
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from neurolens.cli.console import ROWS_FAILED, Overrides, Profile, complain, console, say
+from neurolens.cli.console import ROWS_FAILED, STOPPED, STOPPED_TEXT, Overrides, Profile, complain, console, say
 from neurolens.cli.drawing import save_pictures, save_report
 from neurolens.cli.watching import Outcome, Watch
 from neurolens.errors import MissingCheckpointError, StudyError
@@ -86,7 +90,7 @@ def run_study(study: "Study", only: tuple[str, ...] | None = None) -> Outcome:
         from neurolens.flows.running import listening
 
         watch.status = status
-        with listening(watch):
+        with listening(watch), _stopping_at_once(watch):
             for name, flow in flows.items():
                 state = flow(study, return_state=True)
                 watch.close()
@@ -100,6 +104,32 @@ def run_study(study: "Study", only: tuple[str, ...] | None = None) -> Outcome:
     for row, why in watch.outcome.failed.items():
         complain(f"{row}: {why}")
     return watch.outcome
+
+
+@contextlib.contextmanager
+def _stopping_at_once(watch: Watch) -> Iterator[None]:
+    """Let Ctrl-C end this process at once where the Prefect server is temporary.
+
+    Ctrl-C reaches that server too, and without it Prefect would try in vain, for minutes, to tell it of the end.
+    Nothing is lost: a row is written whole or not at all.
+    """
+    if _server_of_ones_own() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    def stop(signum: int, frame: object) -> None:
+        watch.progress.stop()
+        complain(STOPPED_TEXT)
+        for server in list(SubprocessASGIServer._instances.values()):
+            server.stop()
+        os._exit(STOPPED)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def nothing_to_do(study: "Study", names: tuple[str, ...]) -> Outcome | None:
