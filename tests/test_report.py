@@ -7,10 +7,12 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 from neurolens.errors import DataError, StoreError
 from neurolens.report import images_of, metrics_of, write_report
-from neurolens.store import open_store
+from neurolens.schema import SAMPLES
+from neurolens.store import SampleCoords, open_store
 from neurolens.study import Study
 
 
@@ -58,6 +60,26 @@ def test_write_report__tells_of_failed_rows_and_their_reasons(store, tmp_path):
     assert "failed at epoch 2" in text
     assert "Learning time leaves out what is missing" in text
     assert 'class="cell failed" title="epoch 2: failed"' in text
+
+
+def test_write_report__leaves_rows_that_failed_or_are_of_other_settings_out_of_its_numbers(tmp_path, make_store):
+    parts = ("forward", "input_gradient")
+    make_store(tmp_path / "store", failed=[(3, b, p) for b in (0, 1) for p in parts])
+    text = write_report(tmp_path / "store", tmp_path / "r.html", images=black).read_text(encoding="utf-8")
+    assert "failed at epoch 3: every number here leaves them out." in text
+    assert "Mean loss stands here instead of cumulative loss" in text
+    assert "median of mean loss" in text
+    assert "csl_mean" in text
+    opened = open_store(tmp_path / "store")
+    layout = opened.layout("samples")
+    held = xr.open_dataset(tmp_path / "store", engine="neurolens", group="samples")
+    samples = SampleCoords(np.concatenate(layout.blocks), held.label.values, tuple(held["class"].values.tolist()))
+    settings = {"parts": {part: {"version": 2} for part in parts}}
+    opened.prepare(SAMPLES, run="random", series="epoch", samples=samples, settings=settings)
+    text = write_report(tmp_path / "store", tmp_path / "r.html", images=black).read_text(encoding="utf-8")
+    assert "There is nothing to draw" in text
+    assert 'class="cell stale" title="epoch 0: stale"' in text
+    assert "<img" not in text
 
 
 def test_write_report__names_the_snapshot_and_its_tags(store, tmp_path):

@@ -88,6 +88,11 @@ def write_report(
     tree = open_run(str(url), endpoint=endpoint, region=region)
     cube = tree["samples"].to_dataset() if "samples" in tree.children else None
     for table in ledgers:
+        if any("stale" in strip.counts for strip in table.strips):
+            notes.append(
+                f"Rows of the {table.cube} cube were measured under other settings than the study's now, and are left "
+                "out until the study is run again."
+            )
         if table.failed:
             lost = ", ".join(str(p) for p in sorted({failure.position for failure in table.failed}))
             notes.append(

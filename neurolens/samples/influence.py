@@ -31,7 +31,8 @@ def memorization_influence(
     Dataset, lazy if the inputs are
         `memorization` (sample) in [−1, 1]; with ``test_correct`` also `influence` (test_sample, sample): the change
         that training on the sample brings to the test sample. `n_in` and `n_out` (sample) count the runs. NaN where
-        all runs, or none, were trained on the sample (the reference divides by 1e-10 there).
+        all runs, or none, were trained on the sample (the reference divides by 1e-10 there), and where a run's
+        correctness was not measured.
 
     Raises
     ------
@@ -53,7 +54,8 @@ def memorization_influence(
     inside, outside = mask.sum(dim), (1 - mask).sum(dim)
     n_in, n_out = inside.where(inside > 0), outside.where(outside > 0)
     right = correct.astype("float64")
-    memorization = (right * mask).sum(dim) / n_in - (right * (1 - mask)).sum(dim) / n_out
+    known = (right * mask).sum(dim, skipna=False), (right * (1 - mask)).sum(dim, skipna=False)
+    memorization = known[0] / n_in - known[1] / n_out
     results = {"memorization": schema.label(memorization, schema.RESULTS["memorization"])}
     if test_correct is not None:
         tested = test_correct.astype("float64")
