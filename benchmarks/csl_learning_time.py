@@ -1,9 +1,10 @@
 """CSL and learning time against the reference's way: in memory, and from the store against its files.
 
 ``python benchmarks/csl_learning_time.py [--quick]``. The two ways are timed turn by turn, so that a busy machine slows
-both. The reference's way keeps a list of per-epoch arrays, stacks them, and makes the running mean of every sample at
-every epoch. Goals: 12x at 200 epochs and 30x at 4000 (of 50 000 samples) in memory, with less than 100 MB beyond the
-inputs; 2.5x from the store against loading and stacking a file per epoch and quantity.
+both; the ratio is the median of the turns'. The reference's way keeps a list of per-epoch arrays, stacks them, and
+makes the running mean of every sample at every epoch. Goals: 12x at 200 epochs and 30x at 4000 (of 50 000 samples) in
+memory, with less than 100 MB beyond the inputs; 2.5x from the store against loading and stacking a file per epoch and
+quantity.
 """
 
 import sys
@@ -43,8 +44,8 @@ def ours(ds: xr.Dataset) -> Scores:
     return csl, learning_time, float(tau)
 
 
-def rounds(ways: dict[str, Callable[[], Scores]], count: int) -> dict[str, float]:
-    """Best seconds of each way, taken in turn; the first round warms up and checks that the ways agree."""
+def rounds(ways: dict[str, Callable[[], Scores]], count: int) -> str:
+    """Time the ways in turn and word the outcome; the first round warms up and checks that the ways agree."""
     results = [way() for way in ways.values()]
     for other in results[1:]:
         np.testing.assert_allclose(other[0], results[0][0], rtol=1e-4)
@@ -58,7 +59,12 @@ def rounds(ways: dict[str, Callable[[], Scores]], count: int) -> dict[str, float
             start = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - start)
-    return {name: min(times) for name, times in seconds.items()}
+    first, second = seconds.values()
+    taken = "; ".join(
+        f"{name} median {np.median(times) * 1e3:.1f} ms (least {min(times) * 1e3:.1f})"
+        for name, times in seconds.items()
+    )
+    return f"{taken}; ratio {np.median(np.divide(first, second)):.1f}x (of the least {min(first) / min(second):.1f}x)"
 
 
 def peak_megabytes(way: Callable[[], Scores]) -> float:
@@ -80,12 +86,11 @@ def in_memory(epochs: int, samples: int, count: int) -> None:
     )
     lists = list(loss), list(norm)
     ways: dict[str, Callable[[], Scores]] = {"reference": lambda: reference(*lists), "ours": lambda: ours(ds)}
-    seconds = rounds(ways, count)
-    ratio = seconds["reference"] / seconds["ours"]
+    print(f"in memory {epochs} x {samples}: {rounds(ways, count)}")
     print(
-        f"in memory {epochs} x {samples}: reference {seconds['reference'] * 1e3:.1f} ms, "
-        f"ours {seconds['ours'] * 1e3:.1f} ms, ratio {ratio:.1f}x; peak beyond the inputs: "
-        f"reference {peak_megabytes(ways['reference']):.0f} MB, ours {peak_megabytes(ways['ours']):.1f} MB"
+        f"  peak beyond the inputs: reference {peak_megabytes(ways['reference']):.0f} MB, "
+        f"ours {peak_megabytes(ways['ours']):.1f} MB",
+        flush=True,
     )
 
 
@@ -132,12 +137,11 @@ def from_store(epochs: int, samples: int, count: int) -> None:
             return ours(neurolens.open_run(folder / "store")["samples"].to_dataset())
 
         for state in ("rows as written", "with the tiles of `refresh`"):
-            seconds = rounds({"reference": from_files, "ours": queried}, count)
-            ratio = seconds["reference"] / seconds["ours"]
+            outcome = rounds({"files": from_files, "store, opened each time": queried}, count)
+            print(f"from the store {epochs} x {samples}, {state}: {outcome}")
             print(
-                f"from the store {epochs} x {samples}, {state}: files {seconds['reference'] * 1e3:.0f} ms, "
-                f"store {seconds['ours'] * 1e3:.0f} ms (opened each time), ratio {ratio:.1f}x; "
-                f"peak: files {peak_megabytes(from_files):.0f} MB, store {peak_megabytes(queried):.0f} MB"
+                f"  peak: files {peak_megabytes(from_files):.0f} MB, store {peak_megabytes(queried):.0f} MB",
+                flush=True,
             )
             build_tiles(open_store(folder / "store"))
 
