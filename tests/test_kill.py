@@ -165,25 +165,29 @@ def test_run_rows__takes_over_the_rows_of_a_run_that_died(make_study: MakeStudy)
     assert sorted((r.row.position, r.outcome) for r in results) == [(0, "computed"), (1, "computed")]
 
 
-def test_neurolens_run__survives_a_kill(
-    make_study: MakeStudy, stores_equal: Callable[..., None], tmp_path: Path
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_neurolens_run__survives_a_kill_and_stops_at_once_on_ctrl_c(
+    make_study: MakeStudy, stores_equal: Callable[..., None], tmp_path: Path, how: signal.Signals
 ) -> None:
-    """A whole ``neurolens run``, Prefect included, is killed once it has written a row, and run again."""
-    killed, undisturbed = (make_study(name, checkpoints=12) for name in ("killed", "undisturbed"))
+    """A whole ``neurolens run``, Prefect included, is stopped once it has written rows, and run again."""
+    stopped, undisturbed = (make_study(name, checkpoints=12) for name in ("stopped", "undisturbed"))
     environment = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect"), "OMP_NUM_THREADS": "1"}
+    environment.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-m", "neurolens.cli", "run"]
-    process = subprocess.Popen([*command, str(killed)], env=environment, stdout=subprocess.DEVNULL, text=True)
-    url = load_study(killed).store.url
+    process = subprocess.Popen(
+        [*command, str(stopped)], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    url = load_study(stopped).store.url
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         if (Path(url) / "refs").exists() and len(open_store(url, readonly=True).ledger("samples")) >= 2:
             break
         time.sleep(0.01)
-    process.kill()
-    process.wait()
+    os.killpg(process.pid, how)  # as a terminal does, and with it the temporary server
+    assert process.wait(20) == (130 if how == signal.SIGINT else -how)
     done = len(open_store(url, readonly=True).ledger("samples"))
     assert 2 <= done < 12
-    again = subprocess.run([*command, str(killed)], env=environment, capture_output=True, text=True, timeout=180)
+    again = subprocess.run([*command, str(stopped)], env=environment, capture_output=True, text=True, timeout=180)
     assert again.returncode == 0, again.stderr
     assert f"{12 - done} rows computed, {done} up to date" in again.stdout
     study = load_study(undisturbed)
