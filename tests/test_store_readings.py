@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import xarray as xr
 from store_cases import PARTS, prepare, write
+from typer.testing import CliRunner
 
 import neurolens
 from neurolens import rows
+from neurolens.cli import app
 from neurolens.errors import MissingMeasurementError
 from neurolens.rows.adopting import adopt
 from neurolens.samples import memorization_influence, second_split_forgetting
@@ -194,6 +196,19 @@ def test_run_rows__half_way_through_other_settings_shows_only_the_new(make_study
     assert [result.row.position for result in computed] == [0]
     assert shown(study.store.url) == [0, 1, 2]
     assert run(path)[1] == []
+
+
+def test_plot__says_what_a_failed_checkpoint_leaves_out(make_study, tmp_path):
+    path = make_study()
+    (path.parent / "checkpoints" / "epoch_1.pt").write_text("nothing")
+    study = load_study(path)
+    materials, store = rows.gather(study), rows.open_for_writing(study)
+    rows.run_rows(materials, rows.plan(materials, store).todo, store)
+    result = CliRunner().invoke(app, ["plot", str(path), "--out", str(tmp_path / "plots")])
+    assert result.exit_code == 0, result.output
+    assert "Mean loss stands here instead of cumulative loss" in " ".join(result.output.split())
+    result = CliRunner().invoke(app, ["show", str(path)])
+    assert "failed epoch 1, forward" in " ".join(result.output.split())
 
 
 def imported(epochs, folder, n=24):

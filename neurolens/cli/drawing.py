@@ -82,7 +82,7 @@ def save_pictures(place: Any, folder: Path, study: "Study | None", files: list[P
     import matplotlib as mpl
 
     mpl.use("agg")
-    from neurolens.plot import pictures
+    from neurolens.plot import pictures, scores
     from neurolens.report import images_of, metrics_of
 
     ds = cube_of(place)
@@ -94,7 +94,10 @@ def save_pictures(place: Any, folder: Path, study: "Study | None", files: list[P
             say(f"without images and training curves: {error}")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for picture in pictures(ds, metrics=metrics, images=images, external=externals(ds, files)):
+    given = scores(ds)
+    for note in given.notes:
+        say(note)
+    for picture in pictures(ds, given=given, metrics=metrics, images=images, external=externals(ds, files)):
         path = folder / f"{picture.name}.png"
         picture.figure.savefig(path, dpi=150)
         written.append(path)
