@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from neurolens.store.chunk_files import ChunkFiles
 from neurolens.store.chunks import Columns, as_columns, count, pieces, read
 from neurolens.store.repository import explained
 
@@ -25,7 +26,8 @@ class Rows:
 
     ``slots`` (row,) are the stored slots in order of the series. ``done`` (row, block) says where the variable was
     measured; None: everywhere. ``blocks`` (sample,) is the ledger block of each sample. ``tiles`` holds the same
-    cells in chunks of ``TILE``; ``tiled`` (tile,) says which groups of slots it may be trusted for.
+    cells in chunks of ``TILE``; ``tiled`` (tile,) says which groups of slots it may be trusted for. ``files``: where
+    the chunks of a local store lie.
     """
 
     array: zarr.Array[Any]
@@ -35,6 +37,7 @@ class Rows:
     fill: int | None = None
     tiles: zarr.Array[Any] | None = None
     tiled: NDArray[np.bool_] | None = None
+    files: ChunkFiles | None = None
 
 
 class RowsArray(BackendArray):
@@ -83,7 +86,8 @@ class RowsArray(BackendArray):
         tiles, tiled = self.rows.tiles, self.rows.tiled
         if tiles is not None and tiled is not None:
             wide = sum(1 for _ in pieces(columns, tiles.chunks[1]))
-            tile_cost = wide * (REQUEST_COST + tiles.chunks[0] * tiles.chunks[1] * tiles.dtype.itemsize)
+            # a tile is read, and what is wanted of it copied
+            tile_cost = wide * (REQUEST_COST + 2 * tiles.chunks[0] * tiles.chunks[1] * tiles.dtype.itemsize)
             row_cost = sum(
                 REQUEST_COST + (p.stop - p.start) * out.itemsize for p in pieces(columns, self.rows.array.chunks[1])
             )
@@ -91,11 +95,11 @@ class RowsArray(BackendArray):
             for t in np.unique(tile[tile < len(tiled)]):
                 here = np.flatnonzero(tile == t)
                 if tiled[t] and tile_cost < row_cost * len(here):
-                    read(tiles, slots[here], columns, out, here)
+                    read(tiles, slots[here], columns, out, here, self.rows.files)
                     scan[here] = False
         here = np.flatnonzero(scan)
         if len(here):
-            read(self.rows.array, slots[here], columns, out, here)
+            read(self.rows.array, slots[here], columns, out, here, self.rows.files)
         return out
 
 

@@ -18,6 +18,7 @@ from neurolens import schema
 from neurolens.backend.arrays import EagerVariable, Rows, RowsArray, SnapshotVariable
 from neurolens.errors import StoreError, nearest
 from neurolens.store import tiles
+from neurolens.store.chunk_files import chunk_files
 from neurolens.store.chunks import read_whole
 from neurolens.store.ledger import ABSENT, DONE, current_readings
 
@@ -93,6 +94,7 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
     """
     found, dropped, read = settings(cube), set(drop), read_cube(cube)
     coords, tiled = _coords(read), _tiles(read)
+    files = chunk_files(origin["url"], origin["snapshot"])
     variables: dict[str, xr.Variable] = {}
     for declared, part in _declared(read):
         key, done = declared.name, read.rows(read.done, part)
@@ -101,7 +103,9 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
         array = read.arrays[key]
         fill = int(declared.fill_value) if np.dtype(array.dtype).kind in "iu" else None
         blocks = read.held["sample_block"]
-        rows = Rows(array, read.slots, None if done.all() else done, blocks, fill, *tiled.get(key, (None, None)))
+        measured = None if done.all() else done
+        copy, valid = tiled.get(key, (None, None))
+        rows = Rows(array, read.slots, measured, blocks, fill, copy, valid, files)
         token = (origin["url"], origin["snapshot"], read.name, key)
         variables[key] = _variable(RowsArray(rows, token), read.series, declared, array, origin["snapshot"])
         if declared.summed and f"{key}_sum" in read.held and f"{key}_count" in read.held:

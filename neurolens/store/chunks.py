@@ -6,7 +6,7 @@ uncompressed chunks are fetched as bytes.
 
 import asyncio
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from zarr.abc.store import RangeByteRequest
 from zarr.codecs import BytesCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
+
+from neurolens.store.chunk_files import ChunkFiles
 
 BATCH_BYTES = 16 << 20  # in flight at once
 
@@ -41,8 +43,12 @@ def read(
     columns: Columns,
     out: NDArray[Any],
     into: NDArray[np.int64],
+    files: ChunkFiles | None = None,
 ) -> None:
-    """Copy the cells (rows × columns) of a 2-d array into ``out[into]``; what is not stored is the fill value."""
+    """Copy the cells (rows × columns) of a 2-d array into ``out[into]``; what is not stored is the fill value.
+
+    ``files`` may hold the array's chunks at the snapshot that it was opened at.
+    """
     if not len(rows) or not out.shape[1]:
         return
     height, width = array.chunks
@@ -57,7 +63,20 @@ def read(
         start, stop = (0, height * width) if whole else (piece.start, piece.stop)
         chunks = groups if height > 1 else rows
         offset = piece.start if whole else 0
-        for i, cells in _fetch(array, chunks, piece.chunk, start, stop):
+        if height == 1 and files is not None and out.flags.c_contiguous and _in_one_piece(piece):
+            byte = piece.start * array.dtype.itemsize
+            lines = (out[i, piece.target] for i in into)
+            left = np.array(
+                [
+                    i
+                    for i, (row, line) in enumerate(zip(rows, lines, strict=True))
+                    if not files.read_into(array.path, (int(row), piece.chunk), byte, line)
+                ],
+                np.int64,
+            )
+        else:
+            left = np.arange(len(chunks))
+        for i, cells in _fetch(array, chunks, left, piece.chunk, (start, stop), files):
             if height == 1:
                 out[into[i], piece.target] = array.fill_value if cells is None else cells[offset:][piece.source]
                 continue
@@ -75,27 +94,42 @@ def read_whole(arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, NDArray[Any]]
     return dict(zip(arrays, map(np.asarray, sync(gather())), strict=True)) if arrays else {}
 
 
+def _in_one_piece(piece: Piece) -> bool:
+    return all(isinstance(side, slice) and side.step in (None, 1) for side in (piece.source, piece.target))
+
+
 def _fetch(
-    array: zarr.Array[Any], chunks: Sequence[int] | NDArray[np.int64], column: int, start: int, stop: int
+    array: zarr.Array[Any],
+    chunks: NDArray[np.int64],
+    wanted: NDArray[np.int64],
+    column: int,
+    span: tuple[int, int],
+    files: ChunkFiles | None,
 ) -> Iterator[tuple[int, NDArray[Any] | None]]:
-    """Yield (i, items [start, stop) of chunk (chunks[i], column)), None where that chunk is not stored."""
-    itemsize = array.dtype.itemsize
+    """Yield (i, the items ``span`` of chunk (chunks[i], column)) for the wanted i, None where it is not stored."""
+    itemsize, (start, stop) = array.dtype.itemsize, span
     whole = start == 0 and stop == array.chunks[0] * array.chunks[1]
-    span = None if whole else RangeByteRequest(start * itemsize, stop * itemsize)
+    request = None if whole else RangeByteRequest(start * itemsize, stop * itemsize)
     prototype = default_buffer_prototype()
     path, key_of = array.store_path, array.metadata.encode_chunk_key
 
-    async def gather(batch: Sequence[int]) -> list[Any]:
-        gets = [(path / key_of((int(c), column))).get(prototype, span) for c in batch]
+    async def gather(batch: NDArray[np.int64]) -> list[Any]:
+        gets = [(path / key_of((int(chunks[i]), column))).get(prototype, request) for i in batch]
         return list(await asyncio.gather(*gets))
 
+    if files is not None:
+        cells, left = np.empty(stop - start, array.dtype), []
+        for i in wanted:
+            if files.read_into(array.path, (int(chunks[i]), column), start * itemsize, cells):
+                yield int(i), cells
+            else:
+                left.append(i)
+        wanted = np.array(left, np.int64)
     size = max(1, min(256, BATCH_BYTES // max(1, (stop - start) * itemsize)))
-    for first in range(0, len(chunks), size):
-        for i, buffer in enumerate(sync(gather([int(c) for c in chunks[first : first + size]]))):
-            yield (
-                first + i,
-                None if buffer is None else np.frombuffer(buffer.as_numpy_array(), dtype=array.dtype),
-            )
+    for first in range(0, len(wanted), size):
+        batch = wanted[first : first + size]
+        for i, buffer in zip(batch, sync(gather(batch)), strict=True):
+            yield int(i), None if buffer is None else np.frombuffer(buffer.as_numpy_array(), dtype=array.dtype)
 
 
 def _is_raw(array: zarr.Array[Any]) -> bool:
