@@ -13,6 +13,7 @@ from neurolens.fingerprints import digest
 from neurolens.study import CheckpointFile
 from neurolens.study import Checkpoints as Table
 
+RESUME, LOCK, WRITING, METRICS = ".resume.pt", ".train.lock", ".writing.tmp", "metrics.csv"  # training's own files
 UNFINISHED = (".tmp", ".temp", ".part", ".partial", ".crdownload", "~")
 POSITION = r"\d{1,18}"  # fits int64
 
@@ -99,6 +100,8 @@ def _walk(folder: Path, regexes: list[re.Pattern[str]], passed: dict[str, list[s
             if not last:
                 if match and entry.is_dir() and (fields := _merged(known, match.groupdict())) is not None:
                     yield from descend(Path(entry.path), depth + 1, fields)
+                continue
+            if entry.name in (RESUME, LOCK, WRITING, METRICS):
                 continue
             if entry.name.startswith(".") or entry.name.lower().endswith(UNFINISHED) or ".tmp" in entry.name:
                 passed["unfinished"].append(entry.name)

@@ -56,7 +56,7 @@ class Series:
     """A run's checkpoints in order of ``dim``, with what was left out.
 
     ``skipped`` are positions that have a file but were not selected, ``gaps`` those of the declared range that have
-    none. ``notes`` say the same for people.
+    none. ``notes`` say the same for people; ``details`` are what is as it should be.
     """
 
     dim: Dim
@@ -64,6 +64,7 @@ class Series:
     skipped: tuple[int, ...] = ()
     gaps: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -88,13 +89,16 @@ def discover(table: Table) -> Series:
         If the pattern or its fields cannot be used.
     """
     notes: list[str] = []
+    details: list[str] = []
     found = listed(table.files) if table.files else matched(table, notes)
     dim = _series_dim(found, table.series)
     in_names = [_position(f, dim) for f in found]
     found = sorted(found, key=lambda f: _position(f, dim))
     if in_names != sorted(in_names):
-        given = "are not listed in order of" if table.files else "do not sort by name in order of"
-        notes.append(f"files {given} {dim}; they were ordered by its number")
+        if table.files:
+            notes.append(f"files are not listed in order of {dim}; they were ordered by its number")
+        else:
+            details.append(f"files do not sort by name in order of {dim}; they were ordered by its number")
     found = _agreeing(found, dim, notes)
 
     positions = [_position(f, dim) for f in found]
@@ -104,7 +108,7 @@ def discover(table: Table) -> Series:
         notes.append("prefixes removed from tensor names: " + ", ".join(map(repr, table.strip_prefixes)))
     checkpoints = _fingerprinted(kept, notes)
     chosen = {_position(f, dim) for f in kept}
-    return Series(dim, checkpoints, tuple(p for p in positions if p not in chosen), gaps, tuple(notes))
+    return Series(dim, checkpoints, tuple(p for p in positions if p not in chosen), gaps, tuple(notes), tuple(details))
 
 
 def _position(found: Found, dim: Dim) -> int:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from neurolens.checkpoint_files import LOCK, METRICS, RESUME, WRITING, some
 from neurolens.errors import CheckpointError, StudyError
 from neurolens.study import Checkpoints
 
 COLUMNS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr")
-_RESUME, _LOCK, _WRITING = ".resume.pt", ".train.lock", ".writing.tmp"
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Folder:
     @property
     def metrics(self) -> Path:
         """The table of epochs."""
-        return self.path / "metrics.csv"
+        return self.path / METRICS
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the folder against other trainings; the kernel frees it when the holder dies."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / _LOCK, timeout=0)
+            lock = FileLock(self.path / LOCK, timeout=0)
             lock.acquire()
         except Timeout:
             raise CheckpointError(
@@ -50,7 +50,7 @@ class Folder:
             ) from None
         with lock:
             lock.release()  # the context's own count holds it
-            (self.path / _WRITING).unlink(missing_ok=True)
+            (self.path / WRITING).unlink(missing_ok=True)
             yield
 
     def name(self, epoch: int, step: int) -> str:
@@ -65,7 +65,7 @@ class Folder:
 
     def save_resume(self, state: Mapping[str, Any]) -> None:
         """Write the state to resume from."""
-        self._write(self.path / _RESUME, dict(state))
+        self._write(self.path / RESUME, dict(state))
 
     def read_resume(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the state to resume from, or None where nothing was trained here.
@@ -77,7 +77,7 @@ class Folder:
         StudyError
             If the settings have changed since.
         """
-        path = self.path / _RESUME
+        path = self.path / RESUME
         if not path.exists():
             self._refuse_foreign()
             return None
@@ -103,13 +103,14 @@ class Folder:
         return state
 
     def _refuse_foreign(self) -> None:
-        suffix = Path(self.table.pattern).suffix
-        found = sorted(p.name for p in self.path.glob(f"*{suffix}") if not p.name.startswith("."))
+        *folders, name = self.table.pattern.split("/")
+        paths = self.path.glob("*/" * len(folders) + f"*{Path(name).suffix}")
+        found = sorted(str(p.relative_to(self.path)) for p in paths if not p.name.startswith("."))
         if self.metrics.exists():
             found.append(self.metrics.name)
         if found:
             raise CheckpointError(
-                f"{self.path} holds {len(found)} files of another run ({', '.join(found[:3])}, …), and no {_RESUME} to "
+                f"{self.path} holds {len(found)} files of another run ({some(found, 3)}), and no {RESUME} to "
                 "resume from; set another checkpoints.folder, or remove [train] from the study to only measure them"
             )
 
@@ -133,7 +134,8 @@ class Folder:
         self._replace(path, buffer.getbuffer())
 
     def _replace(self, path: Path, content: bytes | memoryview) -> None:
-        temporary = self.path / _WRITING
+        temporary = self.path / WRITING
+        path.parent.mkdir(parents=True, exist_ok=True)  # a pattern may have folders
         with temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()

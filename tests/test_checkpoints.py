@@ -62,7 +62,8 @@ def test_discover__reads_epoch_and_step_from_names(tmp_path, pattern, names, exp
 def test_discover__orders_by_number_and_says_that_names_do_not(tmp_path):
     series = discover(Checkpoints(folder=folder(tmp_path, *(f"epoch_{e}.pt" for e in range(12)))))
     assert series.positions == tuple(range(12))
-    assert any("do not sort by name" in n for n in series.notes)
+    assert any("do not sort by name" in n for n in series.details)
+    assert series.notes == ("kept 12 of 12 checkpoints: epochs 0–11",)
 
 
 def test_discover__same_epoch_with_several_steps_is_a_step_series_with_epochs(tmp_path):
@@ -153,6 +154,12 @@ def test_discover__passes_over_unfinished_files_folders_and_strangers(tmp_path):
     assert "unfinished files passed over: .epoch_1.pt, epoch_2.pt.tmp, epoch_3.pt.tmp.77" in series.notes
     assert "folders passed over, a checkpoint is one file: epoch_5.pt" in series.notes
     assert "files that do not match 'epoch_{epoch}.pt' passed over: epoch_best.pt" in series.notes
+
+
+def test_discover__training_s_own_files_are_not_mentioned(tmp_path):
+    names = ["epoch_0.pt", ".resume.pt", ".train.lock", ".writing.tmp", "metrics.csv"]
+    series = discover(Checkpoints(folder=folder(tmp_path, *names), pattern="epoch_{epoch}.pt"))
+    assert series.notes == ("kept 1 of 1 checkpoints: epochs 0",)
 
 
 def test_discover__unfinished_files_never_match_a_text_field(tmp_path):

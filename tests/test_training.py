@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from neurolens import models
+from neurolens.checkpoints import discover
 from neurolens.data import draws, open_samples
 from neurolens.errors import CheckpointError, DataError, NonFiniteError, StudyError
 from neurolens.study import (
@@ -209,6 +210,18 @@ def test_train__saves_by_epochs_and_by_steps(tmp_path):
     more = {"pattern": "e{epoch}_s{step}.pt", "save_every_steps": 2, "save_every_epochs": 2, "save_initial": False}
     result = train(study(tmp_path, **more), progress=False)
     assert [p.name for p in result.checkpoints] == ["e0_s2.pt", "e1_s4.pt", "e2_s6.pt", "e2_s8.pt", "e3_s9.pt"]
+
+
+def test_train__a_pattern_may_have_folders(tmp_path):
+    given = study(tmp_path, pattern="epoch_{epoch}/weights.pt", count=40, epochs=1)
+    result = train(given, progress=False)
+    assert [str(p.relative_to(tmp_path)) for p in result.checkpoints] == ["epoch_0/weights.pt", "epoch_1/weights.pt"]
+    assert discover(given.checkpoints).positions == (0, 1)
+    assert train(given, progress=False).trained_epochs == 0
+    (tmp_path / ".resume.pt").unlink()
+    (tmp_path / "metrics.csv").unlink()
+    with pytest.raises(CheckpointError, match=r"epoch_0/weights\.pt"):
+        train(given, progress=False)
 
 
 def test_train__refuses_changed_settings(tmp_path):
