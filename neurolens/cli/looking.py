@@ -56,8 +56,11 @@ def status(
     for plan in plans:
         for note in (*plan.notes, *([f"the next run will {plan.change}"] if plan.change else [])):
             say(f"{plan.cube}: {note}")
+        for detail in plan.details:
+            console.print(f"[dim]{plan.cube}: {escape(detail)}[/]")
     if any(plan.todo for plan in plans):
-        say(f"to do: neurolens run {study}")
+        given = ([f"--profile {profile}"] if profile else []) + [f"--set '{text}'" for text in overrides or ()]
+        say(" ".join(["to do: neurolens run", str(study), *given]))
 
 
 def _alike(rows: Iterable["Row"]) -> Iterator[list["Row"]]:
@@ -89,6 +92,7 @@ def _as_dict(plan: "Plan") -> dict[str, Any]:
         "series": plan.series,
         "change": plan.change,
         "notes": list(plan.notes),
+        "details": list(plan.details),
         "kept": list(plan.kept),
         "rows": [
             {"position": r.position, "block": r.block, "state": r.state, "missing": list(r.missing), "why": r.why}

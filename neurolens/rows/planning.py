@@ -60,7 +60,8 @@ class Plan:
     """What a study wants of one cube, against what its store holds.
 
     ``kept`` are positions that the store holds and the study no longer names: they stay. ``change`` says what
-    preparing the store would do to the sample axis, empty if nothing.
+    preparing the store would do to the sample axis, empty if nothing. ``notes`` and ``details`` are those of the
+    checkpoints' series.
     """
 
     cube: str
@@ -69,6 +70,7 @@ class Plan:
     kept: tuple[int, ...] = ()
     change: str = ""
     notes: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
 
     @property
     def todo(self) -> tuple[Row, ...]:
@@ -230,7 +232,8 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
             rows.append(_row(checkpoint, position, block, keys, ledger))
     named = {row.position for row in rows}
     kept = () if ledger is None else tuple(sorted(int(p) for p in ledger.positions if int(p) not in named))
-    return Plan(materials.cube, materials.series.dim, tuple(rows), kept, change, materials.series.notes)
+    series = materials.series
+    return Plan(materials.cube, series.dim, tuple(rows), kept, change, series.notes, series.details)
 
 
 def wanted_group(materials: Materials) -> dict[str, Any]:
