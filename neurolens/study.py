@@ -333,6 +333,13 @@ class Study(Table):
                 f"[train] needs a value for {unset} of checkpoints.pattern {table.pattern!r}; "
                 f"add checkpoints.fields = {{ {unset[0]} = … }}"
             )
+        try:
+            table.pattern.format(**{**table.fields, "epoch": 0, "step": 0})
+        except ValueError as error:
+            raise ValueError(
+                f"checkpoints.pattern {table.pattern!r} cannot be written with fields {table.fields}: {error}; "
+                "correct the format after the colon, or the field's value"
+            ) from None
 
 
 def pattern_fields(pattern: str) -> tuple[str, ...]:

@@ -169,6 +169,7 @@ def test_load_study__says_what_was_found_what_was_needed_and_the_mend(study_file
         ("[train]\nsave_every_steps = 100", "needs {step}"),
         ("[train]\n[checkpoints]\nfiles = [{ path = 'a.pt', epoch = 1 }]", "drop one"),
         ("[train]\n[checkpoints]\npattern = '{epoch}_{run}.pt'", "checkpoints.fields = { run = … }"),
+        ("[train]\n[checkpoints]\npattern = 'e{epoch:04q}.pt'", "correct the format"),
         ("[store]\nendpoint = 'http://host'", "s3://"),
         ("[model.preprocessing]\nmean = [0.5]\nstd = [1, 1]", "the same number"),
     ],
@@ -288,6 +289,7 @@ def test_init_study__keeps_to_the_recipes_of_the_references(tmp_path):
     prod = load_study(places, profile="prod")
     assert prod.data.split == "train"
     assert prod.train.validation.split == "val"
+    assert (prod.train.augment, prod.model.preprocessing.resize) == (("crop", "flip"), 256)
 
 
 def test_init_study__points_editors_at_the_schema(tmp_path):
