@@ -1,11 +1,13 @@
 """A checkpoint's tensors: read without executing what the file holds, check them, copy them into a network."""
 
+import argparse
 import os
 import pickle
 import re
 import struct
+import threading
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,16 @@ _FOREIGN = {
     b"<": "a web page or XML, perhaps a failed download; fetch it again",
 }
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # begins files of torch.save before 1.6
+# Types that hold data only, which training scripts save beside the weights (a best accuracy, the arguments).
+_DATA_ONLY: list[Any] = [
+    argparse.Namespace,
+    PosixPath,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd"),
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # as NumPy 1 wrote it
+]
+_allowing = threading.Lock()
 # What torch's readers raise on bytes that are not what they expect.
 _UNREADABLE = (
     RuntimeError,
@@ -157,7 +169,10 @@ def _content(path: Path, trust: bool) -> Any:
             "a file of torch.save or safetensors was needed; correct checkpoints.pattern"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
+        with _allowing:  # the list of allowed types is one per process
+            allowed = torch.serialization.get_safe_globals()
+            with torch.serialization.safe_globals([kind for kind in _DATA_ONLY if kind not in allowed]):
+                return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
     except _UNREADABLE as error:
         if not trust and isinstance(error, pickle.UnpicklingError) and (name := _code_in(str(error))):
             raise CheckpointError(
