@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import platformdirs
 from PIL import Image, UnidentifiedImageError
 
 from neurolens.data.arrays import Found
@@ -203,7 +204,7 @@ def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
 @contextmanager
 def _memory() -> Iterator[sqlite3.Connection]:
     """Open the user's cache of content digests; one in memory where the home cannot be written."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neurolens"
+    home = platformdirs.user_cache_path("neurolens", appauthor=False)
     create = "CREATE TABLE IF NOT EXISTS content (stamp TEXT PRIMARY KEY, digest TEXT) WITHOUT ROWID"
     try:
         home.mkdir(parents=True, exist_ok=True)
