@@ -2,6 +2,7 @@
 
 import pickle
 
+import conftest
 import numpy as np
 import pytest
 import xarray as xr
@@ -233,7 +234,7 @@ def test_adopt__is_never_mixed_with_what_is_measured_here(make_study):
     adopt(study, imported([0, 1, 2], "a"), store)
     run(path)
     assert shown(study.store.url) == [0]
-    with pytest.raises(MissingMeasurementError, match="at epochs 1, 2"):
+    with pytest.raises(MissingMeasurementError, match=r"at epoch 1 \(of 0–1\)"):
         neurolens.csl(opened(study.store.url))
     assert adopt(study, imported([0, 1, 2], "a"), store) == (1, 2)
     assert shown(study.store.url) == [0, 1, 2]
@@ -245,3 +246,55 @@ def test_open_dataset__is_guessed_whatever_the_folder_is_called(make_store, tmp_
     make_store(tmp_path / f"run{suffix}", positions=(0,), blocks=(4,))
     found = opener(str(tmp_path / f"run{suffix}"))
     assert "loss" in (found["samples"] if isinstance(found, xr.DataTree) else found)
+
+
+GREY = ("model.preprocessing.mean=[0.5]", "model.preprocessing.std=[0.5]")
+
+
+def plan_of(path, *overrides):
+    study = load_study(path, overrides=overrides)
+    return rows.plan(rows.gather(study), rows.open_for_reading(study))
+
+
+def run_all(path, *overrides):
+    """Run a study to the end, and return what became of each row."""
+    study = load_study(path, overrides=overrides)
+    materials, store = rows.gather(study), rows.open_for_writing(study)
+    results = rows.run_rows(materials, rows.plan(materials, store).todo, store)
+    return {result.row.position: result.outcome for result in results}
+
+
+def test_run_rows__forgets_failures_that_the_study_no_longer_names(make_study):
+    path = make_study()
+    (path.parent / "checkpoints" / "epoch_2.pt").write_bytes(b"broken")
+    assert run_all(path) == {0: "computed", 1: "computed", 2: "failed"}
+    url = load_study(path).store.url
+    with pytest.raises(MissingMeasurementError, match="epoch 2"):
+        neurolens.csl(opened(url))
+    before = open_store(url, readonly=True).snapshot_id
+    assert "mark 1 epoch that the study no longer names" in plan_of(path, "checkpoints.end=1").change
+    assert run_all(path, "checkpoints.end=1") == {}
+    store = open_store(url, readonly=True)
+    assert [s.id for s in store.history()][1] == before, "one commit"
+    assert plan_of(path, "checkpoints.end=1").change == ""
+    assert neurolens.csl(opened(url)).n_epochs.values.tolist() == [2] * 24
+    assert {row.state for row in store.ledger("samples").rows()} == {"done"}
+    assert plan_of(path, "checkpoints.end=1").kept == ()
+    assert opened(url, snapshot=before).sizes["epoch"] == 3
+    conftest.write_checkpoint(path.parent, 2)
+    assert run_all(path) == {2: "computed"}
+    assert opened(url).loss.notnull().all()
+
+
+def test_run_rows__keeps_what_is_done_and_no_longer_named_until_the_settings_change(make_study):
+    path = make_study()
+    run_all(path)
+    url = load_study(path).store.url
+    assert run_all(path, "checkpoints.end=1") == {}
+    assert plan_of(path, "checkpoints.end=1").kept == (2,)
+    assert shown(url) == [0, 1, 2]
+    assert run_all(path, "checkpoints.end=1", *GREY) == {0: "computed", 1: "computed"}
+    assert opened(url).epoch.values.tolist() == [0, 1], "nothing would ever mend epoch 2"
+    assert neurolens.csl(opened(url)).n_epochs.values.tolist() == [2] * 24
+    assert run_all(path, "checkpoints.end=1") == {0: "computed", 1: "computed"}
+    assert shown(url) == [0, 1, 2], "and its numbers are still there"

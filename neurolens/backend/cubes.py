@@ -35,7 +35,7 @@ class Cube:
     arrays: Mapping[str, zarr.Array[Any]]
     held: Mapping[str, NDArray[Any]]
     parts: tuple[str, ...]
-    tried: NDArray[np.bool_]  # (slot, block, part): done or failed, under whatever settings
+    tried: NDArray[np.bool_]  # (slot, block, part): done or failed, under whatever settings, and named by the study
     done: NDArray[np.bool_]  # (slot, block, part): done, and under the settings that the group has now
     slots: NDArray[np.int64]  # (row,): those with anything tried, in order of the series
 
@@ -58,12 +58,14 @@ def read_cube(group: zarr.Group) -> Cube:
         "ledger/part",
         "ledger/state",
         "ledger/reading",
+        "ledger/named",
         *(["tiles/keys", "ledger/key"] if "tiles/keys" in arrays else []),
     ]
     held = read_whole(small | {key: arrays[key] for key in wanted})
     parts = tuple(map(str, held["ledger/part"].tolist()))
-    tried = held["ledger/state"] != ABSENT
     done = (held["ledger/state"] == DONE) & (held["ledger/reading"] == current_readings(found, parts))
+    # at a position that the study no longer names, only what is done shows: nothing will mend the rest
+    tried = np.where(held["ledger/named"][:, None, None], held["ledger/state"] != ABSENT, done)
     rows = np.flatnonzero(tried.any(axis=(1, 2)))
     slots = rows[np.argsort(held[series][rows], kind="stable")]
     return Cube(name, series, arrays, held, parts, tried, done, slots)
@@ -89,8 +91,9 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
     Returns
     -------
     Dataset : (epoch or step, sample), in order of the series
-        One row per checkpoint that was measured or failed. What failed, or was measured under other settings than
-        the group has now, is NaN with count 0, so that reductions name it. A variable never tried is left out.
+        One row per checkpoint that was measured, or that failed and the study names. What failed, or was measured
+        under other settings than the group has now, is NaN with count 0, so that reductions name it. A variable never
+        tried is left out.
     """
     found, dropped, read = settings(cube), set(drop), read_cube(cube)
     coords, tiled = _coords(read), _tiles(read)

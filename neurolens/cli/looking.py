@@ -50,7 +50,12 @@ def status(
             )
         if plan.kept:
             table.add_row(
-                plan.cube, f"{plan.series} {spans(plan.kept)}", "kept", str(len(plan.kept)), "", "no file now"
+                plan.cube,
+                f"{plan.series} {spans(plan.kept)}",
+                "kept",
+                str(len(plan.kept)),
+                "",
+                "not named now",
             )
     console.print(table)
     for plan in plans:
@@ -133,7 +138,8 @@ def show(
             console.print(f"[red]failed[/] {ledger.series} {entry.position}, {entry.part}: {escape(entry.error)}")
         other = {entry.position for entry in ledger.rows() if entry.state == "done" and not entry.current}
         if other:
-            say(f"measured under other settings, and so not shown: {ledger.series} {spans(other)}; run the study again")
+            where = f"{ledger.series} {spans(other)}"
+            say(f"measured under other settings, and so not shown: {where}; run the study again, if it names them")
         say(f"positions: {spans(ledger.positions.tolist())}")
         for name in ("data", "model", "parts", "exposure", "previous_snapshot"):
             if ledger.settings.get(name):

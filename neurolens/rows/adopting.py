@@ -26,7 +26,8 @@ def adopt(
 
     Samples are matched to the study's data by their position in it. A row's key is made from its numbers, so adopting
     the same files again writes nothing. Measuring the run's checkpoints later replaces what was adopted: from then on
-    adopted rows that are not measured yet open as missing, since one series never mixes the two.
+    adopted rows that are not measured yet open as missing, and those without a checkpoint are not shown, since one
+    series never mixes the two.
 
     Parameters
     ----------

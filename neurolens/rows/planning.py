@@ -59,8 +59,8 @@ class Row:
 class Plan:
     """What a study wants of one cube, against what its store holds.
 
-    ``kept`` are positions that the store holds and the study no longer names: they stay. ``change`` says what
-    preparing the store would do to the sample axis, empty if nothing. ``notes`` and ``details`` are those of the
+    ``kept`` are positions that the store holds numbers of and the study no longer names: they stay. ``change`` says
+    what preparing the store would do to the group, empty if nothing. ``notes`` and ``details`` are those of the
     checkpoints' series.
     """
 
@@ -231,7 +231,7 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
             }
             rows.append(_row(checkpoint, position, block, keys, ledger))
     named = {row.position for row in rows}
-    kept = () if ledger is None else tuple(sorted(int(p) for p in ledger.positions if int(p) not in named))
+    kept = () if ledger is None else tuple(sorted(ledger.done_positions - named))
     series = materials.series
     return Plan(materials.cube, series.dim, tuple(rows), kept, change, series.notes, series.details)
 
@@ -248,6 +248,7 @@ def wanted_group(materials: Materials) -> dict[str, Any]:
         "samples": SampleCoords(samples.ids, samples.labels, samples.classes, samples.coords),
         "settings": {"data": samples.name, "model": materials.model, "parts": materials.parts},
         "exposure": exposure_of(samples),
+        "positions": [c.position(materials.series.dim) for c in materials.series.checkpoints],
     }
 
 

@@ -149,7 +149,7 @@ def _place(root: zarr.Group, row: Row) -> _Place:
         writes.append((exposed, (slot,), exposed_classes(settings["exposure"], epoch, exposed.shape[1])))
     start = sum(settings["blocks"][:block])
     extent = slice(start, start + settings["blocks"][block])
-    names = [name for name in ledger if name not in ("part", "fingerprint")]
+    names = [name for name in ledger if name not in ("part", "fingerprint", "named")]
     reads: list[tuple[zarr.Array[Any], Selection]] = [(ledger[name], (slot, block)) for name in names]
     parts, labels, *entries = read_all([(ledger["part"], (slice(None),)), (arrays["label"], (extent,)), *reads])
     at_row = dict(zip(names, entries, strict=True))

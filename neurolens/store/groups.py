@@ -57,6 +57,7 @@ def create(root: zarr.Group, wanted: Wanted, *, generation: int, previous: str |
     for name, (dtype, fill) in LEDGER.items():
         add_array(ledger, name, dtype, dims, shape, chunks, fill)
     add_array(ledger, "key", "uint8", (*dims, "byte"), (*shape, 32), (*chunks, 32), 0)
+    add_array(ledger, "named", "bool", ("slot",), (SLOTS_AHEAD,), (1024,), True)
     complete(group, wanted)
 
 
@@ -90,6 +91,15 @@ def complete(group: zarr.Group, wanted: Wanted) -> None:
         if not holds(group, name, values):
             _put(group, name, values, "sample", chunk, overwrite=True)
     _complete_exposure(group, wanted)
+    array_in(group_in(group, "ledger"), "named")[:] = named(group, wanted)
+
+
+def named(group: zarr.Group, wanted: Wanted) -> np.ndarray:
+    """Return which slots the study names, (slot,) bool; those that are not used yet count as named."""
+    if wanted.positions is None:
+        return np.asarray(array_in(group_in(group, "ledger"), "named")[:])
+    at = np.asarray(array_in(group, wanted.series)[:])
+    return (at < 0) | np.isin(at, sorted(wanted.positions))
 
 
 def _complete_exposure(group: zarr.Group, wanted: Wanted) -> None:

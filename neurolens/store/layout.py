@@ -8,7 +8,7 @@ import zarr
 
 from neurolens import schema
 from neurolens.errors import SchemaError, StoreError, nearest
-from neurolens.store.groups import append_block, complete, create, holds, merged_settings, stored_order
+from neurolens.store.groups import append_block, complete, create, holds, merged_settings, named, stored_order
 from neurolens.store.ledger import SERIES_DIMS, array_in, group_in, settings_of, strings
 from neurolens.store.records import Layout, SampleCoords, Wanted, fingerprint
 
@@ -153,6 +153,10 @@ def _differences(group: zarr.Group, wanted: Wanted, grown: bool) -> list[str]:
         changed = [name for name, values in stored_order(group, wanted).items() if not holds(group, name, values)]
         if changed:
             out.append("update coordinates " + ", ".join(changed))
+    before, now = np.asarray(array_in(group_in(group, "ledger"), "named")[:]), named(group, wanted)
+    for count, what in (((before & ~now).sum(), "no longer names"), ((now & ~before).sum(), "names again")):
+        if count:
+            out.append(f"mark {count} {wanted.series}{'s' if count > 1 else ''} that the study {what}")
     return out
 
 

@@ -46,7 +46,7 @@ class Ledger:
     positions, epochs, steps : (slot,) int64
         ``positions`` are those of the series; −1 is unknown in the other.
     state : (slot, block, part) uint8
-        0 absent, 1 done, 2 failed.
+        0 absent, 1 done, 2 failed. A failure at a position that the study no longer names is absent.
     key : (slot, block, part) str
         sha256 in hex, empty where absent.
     reading : (slot, block, part) uint64
@@ -108,6 +108,11 @@ class Ledger:
         for i, block, part in np.argwhere(self.state[order] != ABSENT):
             yield self._row(int(order[i]), int(block), int(part))
 
+    @property
+    def done_positions(self) -> frozenset[int]:
+        """The series positions with anything done, under whatever settings."""
+        return frozenset(self.positions[(self.state == DONE).any(axis=(1, 2))].tolist())
+
     @cached_property
     def _current(self) -> np.ndarray:
         return current_readings(self.settings, self.parts)
@@ -139,10 +144,11 @@ def read_ledger(root: zarr.Group, cube: str, snapshot: str) -> Ledger:
     series, everything = settings["series"], (slice(None),)
     known = dict(zip(SERIES_DIMS, read_all([(arrays.get(d, arrays[series]), everything) for d in SERIES_DIMS])))
     used = int(np.count_nonzero(known[series] >= 0))  # slots are allocated ahead of their use
-    names = ("part", "fingerprint", "state", "key", "reading", "seconds", "time", "error", "provenance")
+    names = ("part", "fingerprint", "named", "state", "key", "reading", "seconds", "time", "error", "provenance")
     cut: Selection = (slice(0, used),)
     read = read_all([(arrays[n], everything if n in ("part", "fingerprint") else cut) for n in names])
     found = dict(zip(names, read, strict=True))
+    forgotten = (found["state"] == FAILED) & ~found["named"][:, None, None]
     unknown = np.full(used, -1, "int64")
     return Ledger(
         cube=cube,
@@ -154,7 +160,7 @@ def read_ledger(root: zarr.Group, cube: str, snapshot: str) -> Ledger:
         positions=known[series][:used],
         epochs=known["epoch"][:used] if "epoch" in arrays else unknown,
         steps=known["step"][:used] if "step" in arrays else unknown,
-        state=found["state"],
+        state=np.where(forgotten, np.uint8(ABSENT), found["state"]),
         key=hex_keys(found["key"]),
         reading=found["reading"],
         seconds=found["seconds"],

@@ -49,6 +49,7 @@ class Wanted:
     settings: Mapping[str, Any]
     exposure: Mapping[int, Sequence[int]] | None = None
     variables: tuple[str, ...] | None = None
+    positions: frozenset[int] | None = None
 
     @property
     def measured(self) -> tuple[schema.Variable, ...]:

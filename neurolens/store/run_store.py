@@ -183,9 +183,10 @@ class Store:
         settings: Mapping[str, Any],
         exposure: Mapping[int, Sequence[int]] | None = None,
         variables: Iterable[str] | None = None,
+        positions: Iterable[int] | None = None,
     ) -> Layout:
         """Return the layout that `prepare` would leave, writing nothing; its ``change`` says what would change."""
-        wanted = _wanted(cube, run, series, samples, settings, exposure, variables)
+        wanted = _wanted(cube, run, series, samples, settings, exposure, variables, positions)
         root, _ = self.root()
         return layout.propose(root, wanted)
 
@@ -199,6 +200,7 @@ class Store:
         settings: Mapping[str, Any],
         exposure: Mapping[int, Sequence[int]] | None = None,
         variables: Iterable[str] | None = None,
+        positions: Iterable[int] | None = None,
     ) -> Layout:
         """Make the cube's group what the run wants, in one commit, or in none if it is so already.
 
@@ -219,6 +221,9 @@ class Store:
             Class schedule: first epoch → the classes that count as shown from there on.
         variables
             Make arrays for these only (an import may bring fewer than its parts declare).
+        positions
+            The series positions that the study names. At others, what is done under the settings of now stays; what
+            failed, or was measured under other settings, is no longer shown, until the study names it again.
 
         Raises
         ------
@@ -227,7 +232,7 @@ class Store:
         SchemaError
             If ids repeat, shapes or labels do not fit, or a name is unknown.
         """
-        wanted = _wanted(cube, run, series, samples, settings, exposure, variables)
+        wanted = _wanted(cube, run, series, samples, settings, exposure, variables, positions)
         root, _ = self.root()
         proposed = layout.propose(root, wanted)
         changed = proposed.change
@@ -380,9 +385,11 @@ def _wanted(
     settings: Mapping[str, Any],
     exposure: Mapping[int, Sequence[int]] | None,
     variables: Iterable[str] | None,
+    positions: Iterable[int] | None,
 ) -> Wanted:
     names = None if variables is None else tuple(variables)
-    wanted = Wanted(cube, run, series, samples, settings, exposure, names)
+    named = None if positions is None else frozenset(positions)
+    wanted = Wanted(cube, run, series, samples, settings, exposure, names, named)
     layout.check(wanted)
     return wanted
 
