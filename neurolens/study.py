@@ -147,7 +147,9 @@ class Selection(Table):
 class LabelNoise(Table):
     """Flips a seeded fraction of the labels, in training and in measurement alike."""
 
-    fraction: Annotated[float, Field(ge=0, lt=1)] = Field(description="Fraction of the samples with a flipped label.")
+    fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="Fraction of the split (or of data.select.classes) with a flipped label."
+    )
     seed: int = Field(0, description="Seed of the flips.")
 
 

@@ -12,7 +12,7 @@ from neurolens.data.cifar import cifar
 from neurolens.data.exposure import class_schedule
 from neurolens.data.folders import folder, places365
 from neurolens.data.samples import SampleSet, sample_ids
-from neurolens.data.selection import flip_labels, select
+from neurolens.data.selection import flip_labels, of_classes, select
 from neurolens.study import Data, Validation
 
 SOURCES: dict[str, Callable[[Data], Found]] = {
@@ -30,7 +30,8 @@ def open_samples(table: Data) -> SampleSet:
 
     Content ids are taken over the whole split where it is one array; where images are files, over the selected ones
     only (decoding the rest would cost hours), so that the occurrence number of an exact duplicate counts those.
-    Label noise is applied last, to the selected samples, and flips among their classes.
+    Label noise flips labels of the whole split, or of the selected classes among themselves, before ids, count and
+    fraction choose: a part of the samples that a run was trained on has the labels that it was trained on.
 
     Raises
     ------
@@ -45,22 +46,22 @@ def open_samples(table: Data) -> SampleSet:
     def all_ids() -> npt.NDArray[np.str_]:
         return sample_ids(images.digests())
 
-    kept = select(
-        table.select,
-        found.labels,
-        found.classes,
-        ids=all_ids,
-        keys=lambda: draws.keys(names if names is not None else all_ids()),
-    )
+    @cache
+    def keys() -> draws.Keys:
+        return draws.keys(names if names is not None else all_ids())
+
+    kept = select(table.select, found.labels, found.classes, ids=all_ids, keys=keys)
     whole = isinstance(images, ArrayImages) or table.select.ids is not None
     chosen = images.take(kept)
     ids = all_ids()[kept] if whole else sample_ids(chosen.digests())
     labels = found.labels[kept]
     coords = {name: values[kept] for name, values in found.coords.items()}
     if table.label_noise is not None:
-        among = np.unique(labels) if table.select.classes is not None else np.arange(len(found.classes))
-        coords["true_label"] = labels
-        labels, coords["is_mislabelled"] = flip_labels(table.label_noise, labels, ids, among)
+        pool = of_classes(table.select, found.labels, found.classes)
+        among = np.arange(len(found.classes)) if table.select.classes is None else np.unique(found.labels[pool])
+        noisy, flipped = flip_labels(table.label_noise, found.labels[pool], keys()[pool], among)
+        at = np.searchsorted(pool, kept)
+        coords["true_label"], labels, coords["is_mislabelled"] = labels, noisy[at], flipped[at]
     exposure = class_schedule(table.exposure, len(found.classes)) if table.exposure is not None else None
     return SampleSet(
         ids, labels, found.classes, chosen, f"{table.source}:{table.split}", coords, exposure, table.resident_gib

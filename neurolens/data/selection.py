@@ -38,9 +38,7 @@ def select(
     DataError
         If a class or an id is unknown, both count and fraction are given, or more samples are asked for than there are.
     """
-    kept = np.arange(len(labels))
-    if table.classes is not None:
-        kept = kept[np.isin(labels, [_class_index(each, classes) for each in table.classes])]
+    kept = of_classes(table, labels, classes)
     if table.ids is not None:
         kept = kept[np.isin(ids()[kept], _read_ids(table, ids()))]
     if table.count is not None and table.fraction is not None:
@@ -65,17 +63,24 @@ def select(
     return kept[_lowest(score, groups, wanted)]
 
 
+def of_classes(table: Selection, labels: npt.NDArray[np.int64], classes: tuple[str, ...]) -> Indices:
+    """Return the positions of the classes that a selection keeps, in ascending order; DataError if one is unknown."""
+    if table.classes is None:
+        return np.arange(len(labels))
+    return np.flatnonzero(np.isin(labels, [_class_index(each, classes) for each in table.classes]))
+
+
 def flip_labels(
-    table: LabelNoise, labels: npt.NDArray[np.int64], ids: npt.NDArray[np.str_], among: npt.NDArray[np.int64]
+    table: LabelNoise, labels: npt.NDArray[np.int64], keys: draws.Keys, among: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Flip exactly ``round(fraction * N)`` labels, each to a uniformly drawn different class.
 
-    The flipped samples are those with the lowest draws of (seed, id), and the new class is another draw of (seed,
-    id): neither depends on the order. A subset flips the lowest of its own, which differ from the whole set's only
-    around the threshold; where a sample is flipped in both, it is flipped to the same class.
+    The flipped samples are those with the lowest draws of (seed, key), and the new class is another draw of (seed,
+    key): neither depends on the order.
 
     Parameters
     ----------
+    keys : (sample,) uint64, what a sample's draw hangs on
     among : (class,) the classes that labels may be flipped to, ascending
 
     Returns
@@ -83,7 +88,6 @@ def flip_labels(
     labels : (sample,) int64, after the flips
     is_mislabelled : (sample,) bool
     """
-    keys = draws.keys(ids)
     count = round(table.fraction * len(labels))
     if count and len(among) < 2:
         raise DataError(f"[data.label_noise] needs two classes to flip between; the selection has {len(among)}")
