@@ -31,13 +31,14 @@ _FOREIGN = {
 }
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # begins files of torch.save before 1.6
 # Types that hold data only, which training scripts save beside the weights (a best accuracy, the arguments).
+_SCALAR = np.float64().__reduce__()[0]
 _DATA_ONLY: list[Any] = [
     argparse.Namespace,
     PosixPath,
     np.dtype,
     *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # as NumPy 1 wrote it
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # as NumPy 1 wrote it
 ]
 _allowing = threading.Lock()
 # What torch's readers raise on bytes that are not what they expect.
