@@ -15,6 +15,7 @@ def test_notebook__runs(path, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="needs the dev extra")
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel sets its own
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), f"clear the outputs of {path.name}"
     client = nbclient.NotebookClient(
