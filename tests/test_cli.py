@@ -242,9 +242,23 @@ def test_import_samples__adopts_what_export_and_the_reference_wrote(make_study: 
     out = tmp_path / "out"
     result = call("export", "csl", path, out, "--dataset", "toy")
     assert result.exit_code == 0, result.output
-    np.testing.assert_allclose(
-        np.load(out / "csl_toy_run1_noise_0.01.npy"), np.sum(list(losses.values()), 0)[ds.position.values], rtol=1e-6
-    )
+    np.testing.assert_allclose(np.load(out / "csl_toy_run1_noise_0.01.npy"), sum(losses.values()), rtol=1e-6)
+
+
+def test_export_csl__drops_a_failed_epoch_when_told(make_study: MakeStudy, tmp_path: Path) -> None:
+    path = make_study()
+    (path.parent / "checkpoints" / "epoch_1.pt").write_text("nothing")
+    study = load_study(path)
+    materials, store = rows.gather(study), rows.open_for_writing(study)
+    rows.run_rows(materials, rows.plan(materials, store).todo, store)
+    result = call("export", "csl", path, tmp_path / "out")
+    assert result.exit_code == 2
+    assert "epoch 1" in result.stderr
+    assert "'drop'" in call("export", "csl", path, tmp_path / "out", "--missing", "dorp").stderr
+    result = call("export", "csl", path, tmp_path / "out", "--missing", "drop", "--dataset", "toy")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "out" / "metrics_toy_run1_noise_0.01.json").read_text())
+    assert metrics["kept_epochs"] == [0, 2]
 
 
 def test_import_samples__refuses_other_data(make_study: MakeStudy, tmp_path: Path) -> None:

@@ -160,3 +160,27 @@ def test_read_and_reduce__equals_the_array_in_memory(tmp_path):
     ds, _ = read_samples(tmp_path, dataset="cifar100")
     np.testing.assert_array_equal(csl(ds)["csl"], LOSS.sum(axis=0))
     xr.testing.assert_allclose(learning_time(ds), learning_time(ds.chunk(sample=2)).compute())
+
+
+def test_export_csl_drop__leaves_epochs_out_and_says_which_it_kept(tmp_path):
+    write(tmp_path, without=(1,))
+    ds, _ = read_samples(tmp_path, dataset="cifar100")
+    ds["loss"] = ds["loss"].where(ds["epoch"] != 2)
+    with pytest.raises(MissingMeasurementError, match="'loss' at epoch 2"):
+        export_csl(ds, tmp_path / "out", dataset="cifar100")
+    csl_path, _, metrics = export_csl(ds, tmp_path / "out", dataset="cifar100", missing="drop")
+    np.testing.assert_array_equal(np.load(csl_path), LOSS[[0, 1, 3]].sum(axis=0))
+    found = json.loads(metrics.read_text())
+    assert (found["kept_epochs"], found["losses_shape"], found["loss_grads_shape"]) == ([0, 1, 3], [3, 4], [2, 4])
+    found = json.loads(
+        export_csl(ds, tmp_path / "out", dataset="cifar100", missing="drop", compat="seed")[-1].read_text()
+    )
+    assert found["loss_grads_shape"] == [3, 4], "losses stand in"
+
+
+def test_export_csl__goes_by_position_however_the_samples_lie(tmp_path):
+    write(tmp_path)
+    ds, _ = read_samples(tmp_path, dataset="cifar100")
+    paths = export_csl(ds.isel(sample=[2, 0, 3, 1]), tmp_path / "out", dataset="cifar100")
+    np.testing.assert_array_equal(np.load(paths[0]), [3.75, 6, 2.875, 9.5])
+    np.testing.assert_array_equal(np.load(paths[1]), [0.25, 0.5, 0.25, 1])

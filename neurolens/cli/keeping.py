@@ -96,6 +96,9 @@ def export_csl(
     run_index: Annotated[int, typer.Option("--run-index", help="For the file names.")] = 1,
     noise: Annotated[float, typer.Option("--noise", help="For the file names.")] = 0.01,
     variable: Annotated[str, typer.Option("--variable", help="The gradient for learning time.")] = "grad_norm",
+    missing: Annotated[
+        str, typer.Option("--missing", help="Where an epoch lacks losses or gradients: 'error', or 'drop' it.")
+    ] = "error",
     compat: Annotated[str | None, typer.Option("--compat", help="'seed': the reference's arithmetic.")] = None,
 ) -> None:
     """Write cumulative loss and learning time as the reference does: csl_*.npy, lt_*.npy, metrics_*.json."""
@@ -103,14 +106,23 @@ def export_csl(
 
     from neurolens.samples.seed_files import export_csl as export
 
+    if compat not in (None, "seed"):
+        raise StudyError(f"--compat {compat!r} is unknown; {nearest(compat, ['seed'])}")
+    if missing not in ("error", "drop"):
+        raise StudyError(f"--missing {missing!r} is unknown; {nearest(missing, ['error', 'drop'])}")
     place = store_of(run)
     options = {"endpoint": place.endpoint, "region": place.region}
     ds = xr.open_dataset(place.url, group="samples", engine="neurolens", chunks={}, backend_kwargs=options)
-    if compat not in (None, "seed"):
-        raise StudyError(f"--compat {compat!r} is unknown; {nearest(compat, ['seed'])}")
     name = dataset or str(ds.attrs.get("data", "data")).replace(":", "_")
     for path in export(
-        ds, folder, dataset=name, run=run_index, noise=noise, variable=variable, compat="seed" if compat else None
+        ds,
+        folder,
+        dataset=name,
+        run=run_index,
+        noise=noise,
+        variable=variable,
+        missing="drop" if missing == "drop" else "error",
+        compat="seed" if compat else None,
     ):
         say(f"wrote {path}")
 

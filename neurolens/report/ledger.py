@@ -65,7 +65,7 @@ class LedgerTable:
 def ledger_table(ledger: Ledger) -> LedgerTable:
     """Lay out a ledger that exists."""
     rows = list(ledger.rows())
-    positions = sorted(int(p) for p in ledger.positions)
+    positions = sorted({row.position for row in rows})
     blocks = len(ledger.fingerprints)
     states: dict[tuple[int, str], list[LedgerRow]] = {}
     for row in rows:

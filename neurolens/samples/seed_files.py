@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from neurolens import schema
 from neurolens.errors import DataError, MissingMeasurementError, SchemaError, nearest
 from neurolens.samples.cumulative import csl
+from neurolens.samples.inputs import OnMissing, stored_counts
 from neurolens.samples.learning import learning_time
 
 _NAME = re.compile(
@@ -211,6 +213,7 @@ def export_csl(
     run: int = 1,
     noise: float = 0.01,
     variable: str = "grad_norm",
+    missing: OnMissing = "error",
     compat: Literal["seed"] | None = None,
 ) -> tuple[Path, ...]:
     """Write ``csl_…``, ``lt_….npy`` and ``metrics_….json`` as the reference does. **Eager.**
@@ -224,33 +227,42 @@ def export_csl(
         For the file names and the metrics.
     variable : str
         The gradient for learning time. Without it no ``lt`` file is written, and an old one is removed.
+    missing : {"error", "drop"}
+        Stop where a loss or gradient is missing, or leave that epoch out; one without any loss is not in
+        ``kept_epochs`` then, as in the reference.
     compat : "seed" or None
         The reference's arithmetic, every sample at every epoch, and losses in place of missing gradients.
 
     Returns
     -------
     paths : tuple of Path
-        What was written: float32 arrays in the order of ``ds.sample``, and the metrics with the reference's keys.
+        What was written: float32 arrays in the order of `position` (of ``ds.sample`` without one), and the metrics
+        with the reference's keys.
 
     Raises
     ------
     MissingMeasurementError
-        If losses, or without ``compat`` some but not all gradients, are missing.
+        If losses, or without ``compat`` some but not all gradients, are missing, unless they may be dropped.
     """
     if compat not in (None, "seed"):
         raise SchemaError(f"compat={compat!r} is unknown; {nearest(str(compat), ('seed',))}")
     dim = schema.require(ds, "loss")
+    if "position" in ds.coords:  # the reference's files go by position, and a store keeps samples as they arrived
+        ds = ds.isel(sample=np.argsort(ds.coords["position"].values, kind="stable"))
+    if missing == "drop":
+        ds = ds.isel({dim: np.flatnonzero(_measured(ds, "loss", dim))})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{dataset}_run{run}_noise_{noise}"
     csl_path, lt_path = folder / f"csl_{stem}.npy", folder / f"lt_{stem}.npy"
     metrics_path = folder / f"metrics_{stem}.json"
-    sums = csl(ds, compat=compat)["csl"].compute()
+    sums = csl(ds, missing=missing, compat=compat)["csl"].compute()
     epochs = [int(e) for e in ds.indexes[dim]] if dim in ds.indexes else list(range(ds.sizes[dim]))
     shape = [ds.sizes[dim], ds.sizes["sample"]]
     learned = None
-    if _measured(ds, variable, dim):
-        learned = learning_time(ds, variable=variable, compat=compat).compute()
+    gradients = _measured(ds, variable, dim)
+    if gradients.any():
+        learned = learning_time(ds, variable=variable, missing=missing, compat=compat).compute()
         _replace(lt_path, learned["learning_time"].to_numpy().astype(np.float32))
     else:
         lt_path.unlink(missing_ok=True)  # an old one would pass for this run's
@@ -262,7 +274,9 @@ def export_csl(
         "kept_epochs": epochs,
         "num_epochs": len(epochs),
         "losses_shape": shape,
-        "loss_grads_shape": shape if learned is not None else None,
+        "loss_grads_shape": None
+        if learned is None
+        else [int(gradients.sum()) if compat is None else shape[0], shape[1]],
         "csl_path": str(csl_path),
         "lt_path": str(lt_path) if learned is not None else None,
         "tau": float(learned["learning_tau"]) if learned is not None else None,
@@ -272,15 +286,15 @@ def export_csl(
     return (csl_path, *((lt_path,) if learned is not None else ()), metrics_path)
 
 
-def _measured(ds: xr.Dataset, variable: str, dim: str) -> bool:
-    """Whether any gradient is there at all: the reference then, and only then, computes learning time."""
+def _measured(ds: xr.Dataset, variable: str, dim: str) -> NDArray[np.bool_]:
+    """Whether a quantity is there at all, per row: without any gradient, the reference computes no learning time."""
     try:
         schema.require(ds, variable, dim=dim)
     except MissingMeasurementError:
-        return False
-    counts = ds.coords.get(f"{variable}_count")
-    present = ds[variable].notnull() if counts is None else counts > 0
-    return bool(present.any().compute())
+        return np.zeros(ds.sizes[dim], bool)
+    counts = stored_counts(ds, variable, dim)
+    present = ds[variable].notnull().any("sample") if counts is None else counts.sum("class") > 0
+    return np.asarray(present.compute().values)
 
 
 def _replace(path: Path, content: Any) -> None:
