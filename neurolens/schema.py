@@ -51,10 +51,14 @@ class Variable:
 
 @dataclass(frozen=True)
 class Part:
-    """Variables of one cube that are measured together and go stale together."""
+    """Variables of one cube that are measured together and go stale together.
+
+    ``option`` is the key of the cube's table in a study that switches the part on; None: it is always measured.
+    """
 
     name: str
     variables: tuple[Variable, ...]
+    option: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,12 @@ class Cube:
     def variables(self) -> tuple[Variable, ...]:
         """All data variables, in order of their parts."""
         return tuple(v for p in self.parts for v in p.variables)
+
+    def mend(self, variable: str) -> str:
+        """Say how a variable that was not measured comes to be measured."""
+        option = self.part_of(variable).option
+        switch = f" with {option} = true in the study's [{self.name}] table" if option else ""
+        return f"`neurolens run STUDY --only {self.name}`{switch}"
 
     def part(self, name: str) -> Part:
         """Return the part with this name, or raise SchemaError naming the nearest."""
@@ -135,9 +145,9 @@ SAMPLES = Cube(
     _PER_SAMPLE,
     (
         Part("forward", (LOSS, MARGIN, P_TRUE, ENTROPY, EL2N, CORRECT, PREDICTED)),
-        Part("input_gradient", (GRAD_NORM, GRAD_NORM_PIXEL)),
-        Part("grand", (GRAND,)),
-        Part("curvature", (CURVATURE,)),
+        Part("input_gradient", (GRAD_NORM, GRAD_NORM_PIXEL), option="gradients"),
+        Part("grand", (GRAND,), option="grand"),
+        Part("curvature", (CURVATURE,), option="curvature"),
     ),
     coords=(
         Variable("sample", ("sample",), "str", "", "content-based id of the sample"),
@@ -242,7 +252,7 @@ def require(data: xr.Dataset, *names: str, dim: str | None = None) -> str:
                     part = cube.part_of(name).name
                     raise MissingMeasurementError(
                         f"{name!r} was not measured (it belongs to part {part!r} of the {cube.name} cube); "
-                        f"switch it on in the study's [{cube.name}] table and run the study again"
+                        f"measure it: {cube.mend(name)}"
                     )
             raise SchemaError(f"there is no variable {name!r}; {nearest(name, map(str, data.data_vars))}")
         if series not in data[name].dims:

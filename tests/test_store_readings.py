@@ -298,3 +298,14 @@ def test_run_rows__keeps_what_is_done_and_no_longer_named_until_the_settings_cha
     assert neurolens.csl(opened(url)).n_epochs.values.tolist() == [2] * 24
     assert run_all(path, "checkpoints.end=1") == {0: "computed", 1: "computed"}
     assert shown(url) == [0, 1, 2], "and its numbers are still there"
+
+
+def test_reductions__of_a_part_switched_off_and_stale_say_what_to_switch_on(make_study):
+    path = make_study()
+    run_all(path, "samples.curvature=true")
+    run_all(path, *GREY)
+    ds = opened(load_study(path).store.url)
+    with pytest.raises(MissingMeasurementError, match=r"with curvature = true in the study's \[samples\] table"):
+        neurolens.curvature(ds)
+    with pytest.raises(MissingMeasurementError, match=r"'grand' was not measured.*with grand = true in"):
+        neurolens.learning_time(ds, variable="grand")

@@ -39,13 +39,7 @@ Step = Callable[[Tensor, Tensor, Sequence[str]], Columns]
 
 def parts(table: Samples) -> tuple[str, ...]:
     """Return the parts of the samples cube that the study asks for."""
-    asked = {
-        "forward": True,
-        "input_gradient": table.gradients,
-        "grand": table.grand,
-        "curvature": table.curvature,
-    }
-    return tuple(name for name, wanted in asked.items() if wanted)
+    return tuple(p.name for p in schema.SAMPLES.parts if p.option is None or getattr(table, p.option))
 
 
 def key_config(table: Samples, part: str) -> dict[str, Any]:

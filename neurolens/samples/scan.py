@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 from dask.delayed import delayed
 
+from neurolens import schema
 from neurolens.errors import MissingMeasurementError, SchemaError
 
 da: Any = dask.array  # its functions are not typed
@@ -71,9 +72,11 @@ class Missing:
         of = f" (of {self.labels[0]}–{self.labels[-1]})" if len(self.labels) > 1 else ""
         who = f"run {self.run!r}" if self.run else "the Dataset"
         plural = "s" if len(found) > 1 else ""
+        known = any(v.name == self.variable for v in schema.SAMPLES.variables)
+        mend = schema.SAMPLES.mend(self.variable) if known else "`neurolens run STUDY`"
         return MissingMeasurementError(
             f"{who} has no complete {self.variable!r} at {self.dim}{plural} {shown}{of}; measure them: "
-            f"`neurolens run STUDY --only samples` (`neurolens status STUDY` and ds.lens.provenance() say why they "
+            f"{mend} (`neurolens status STUDY` and ds.lens.provenance() say why they "
             f'are missing), or pass missing="drop" to leave them out'
         )
 
