@@ -50,7 +50,8 @@ def rounds(ways: dict[str, Callable[[], Scores]], count: int) -> str:
     for other in results[1:]:
         np.testing.assert_allclose(other[0], results[0][0], rtol=1e-4)
         np.testing.assert_allclose(other[2], results[0][2], rtol=1e-4)
-        unequal = np.mean(np.abs(other[1] - results[0][1]) > 1e-6)
+        # the reference's running sums are float32: where a running mean is close to tau, some counts differ
+        unequal = np.mean(np.abs(other[1] - results[0][1]) > 5e-3)
         assert unequal < 0.01, f"learning time differs for {unequal:.1%} of the samples"
     del results
     seconds: dict[str, list[float]] = {name: [] for name in ways}

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
-STRIP = 8192
+STRIP = 16384
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., None])
 

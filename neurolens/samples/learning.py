@@ -1,6 +1,5 @@
 """Learning time: for how much of the series a sample's running mean gradient norm stays at or above a threshold."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from neurolens import schema
 from neurolens.errors import SchemaError
 from neurolens.samples import kernels
 from neurolens.samples.inputs import Exposure, Inputs, OnMissing, inputs, stored_counts
-from neurolens.samples.scan import Block, Rule, State, as_block, divide, threads
+from neurolens.samples.scan import Block, Rule, State, as_block, divide, share, threads
 
 da: Any = dask.array  # its functions are not typed
 
@@ -223,13 +222,9 @@ def _row_sums(given: Inputs) -> Any:
         columns = array.numblocks[1]
         parts = da.map_blocks(_block_sums, array, chunks=(array.chunks[0], (1,) * columns), dtype="float64")
         return parts.sum(axis=1)
-    rows = max(1, 2**22 // max(1, array.shape[1]))
+    rows = max(1, 2**20 // max(1, array.shape[1]))
     pieces = [array[low : low + rows] for low in range(0, array.shape[0], rows)]
-    if len(pieces) == 1:
-        sums = _block_sums(pieces[0])[:, 0]
-    else:
-        with ThreadPoolExecutor(threads()) as pool:
-            sums = np.concatenate(list(pool.map(_block_sums, pieces)))[:, 0]
+    sums = np.concatenate(share(_block_sums, pieces, threads()))[:, 0]
     given.missing.check(np.flatnonzero(np.isnan(sums)))
     return sums
 

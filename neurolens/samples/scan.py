@@ -6,7 +6,7 @@ column of sample chunks.
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from dask.delayed import delayed
 
 from neurolens import schema
 from neurolens.errors import MissingMeasurementError, SchemaError
+from neurolens.samples.kernels import STRIP
 
 da: Any = dask.array  # its functions are not typed
 State = tuple[Any, ...]
@@ -144,15 +145,10 @@ def _strips(
 
     workers = threads() if rows * width > 1_000_000 else 1
     # as many strips as threads or a multiple: even work, and a bound on what as_block may copy
-    strips = workers * max(1, -(-width // (workers * 16_384)))
+    strips = workers * max(1, -(-width // (workers * STRIP)))
     size = max(1, -(-width // strips))
     bounds = [(low, min(low + size, width)) for low in range(0, width, size)] or [(0, 0)]
-    if workers == 1:
-        done = [strip(*b) for b in bounds]
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            done = list(pool.map(lambda b: strip(*b), bounds))
-    missing.check(np.concatenate(done))
+    missing.check(np.concatenate(share(lambda b: strip(*b), bounds, workers)))
     return results
 
 
@@ -221,6 +217,34 @@ def _codes(codes: Any, table: Any) -> Any:
             "give ds a `class` coordinate that covers them"
         )
     return codes
+
+
+def share(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> list[Any]:
+    """Return ``work(item)`` of each item in order, done by the caller and up to ``workers - 1`` threads beside it.
+
+    Whoever is free takes the next item, and none is waited for that has not begun: on a busy machine a thread may
+    start later than the caller needs for all of it.
+    """
+    if workers == 1 or len(items) < 2:
+        return [work(item) for item in items]
+    results: list[Any] = [None] * len(items)
+    left = iter(range(len(items)))  # its next() is atomic
+
+    def take() -> None:
+        for i in left:
+            results[i] = work(items[i])
+
+    pool = ThreadPoolExecutor(workers - 1)
+    helpers = [pool.submit(take) for _ in range(min(workers, len(items)) - 1)]
+    try:
+        take()
+    finally:
+        begun = [helper for helper in helpers if not helper.cancel()]
+        pool.shutdown(wait=False)
+        wait(begun)
+    for helper in begun:
+        helper.result()
+    return results
 
 
 def threads() -> int:
