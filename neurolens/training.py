@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 
 from neurolens import models
-from neurolens.data import SampleSet, open_samples, validation_table
+from neurolens.data import SampleSet, open_samples, study_samples, validation_table
 from neurolens.errors import DataError, ModelMismatchError, StudyError
 from neurolens.study import Study, Train
 from neurolens.training_fit import Fit, Row, resolved_milestones
@@ -112,7 +112,7 @@ def train(study: Study, *, progress: bool | Callable[[Row], None] = True, until:
 
 
 def _data(study: Study, table: Train) -> tuple[SampleSet, SampleSet | None]:
-    samples = open_samples(study.data)
+    samples = study_samples(study)
     if len(samples.classes) > study.model.classes:
         raise DataError(
             f"{samples.name} has {len(samples.classes)} classes and the network {study.model.classes}; "

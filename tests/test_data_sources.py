@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neurolens.data import open_samples
+from neurolens.data import open_samples, study_samples
 from neurolens.errors import DataError
-from neurolens.study import Data, Selection
+from neurolens.study import Data, Model, Selection, Study
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +167,14 @@ def test_folder__classes_as_torchvision_files_in_natural_order(tmp_path):
         (tmp_path / p).as_posix(): c for p, c in zip(samples.coords["path"], samples.labels)
     }
     assert list(samples.coords["path"][:3]) == ["train/10/8.png", "train/10/9.png", "train/10/10.png"]
+
+
+def test_study_samples__as_many_folders_as_the_network_has_classes(tmp_path):
+    write_folder(tmp_path, classes=("cat",))
+    data = Data(source="folder", root=tmp_path)
+    assert study_samples(Study(data=data, model=Model(classes=1))).classes == ("cat",)
+    with pytest.raises(DataError, match=r"1 class folders and the network 10.*'cat' here.*set model\.classes = 1"):
+        study_samples(Study(data=data))
 
 
 def test_folder__all_has_no_split_level(tmp_path):

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from neurolens.data.exposure import ClassSchedule, class_schedule, exposure_table
-from neurolens.data.opening import open_samples, validation_table
+from neurolens.data.opening import open_samples, study_samples, validation_table
 from neurolens.data.samples import ImageSource, SampleSet, fingerprint, sample_ids
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ __all__ = [
     "fingerprint",
     "open_samples",
     "sample_ids",
+    "study_samples",
     "validation_table",
 ]
 

@@ -13,7 +13,8 @@ from neurolens.data.exposure import class_schedule
 from neurolens.data.folders import folder, places365
 from neurolens.data.samples import SampleSet, sample_ids
 from neurolens.data.selection import flip_labels, of_classes, select
-from neurolens.study import Data, Validation
+from neurolens.errors import DataError
+from neurolens.study import Data, Study, Validation
 
 SOURCES: dict[str, Callable[[Data], Found]] = {
     "digits": digits,
@@ -66,6 +67,24 @@ def open_samples(table: Data) -> SampleSet:
     return SampleSet(
         ids, labels, found.classes, chosen, f"{table.source}:{table.split}", coords, exposure, table.resident_gib
     )
+
+
+def study_samples(study: Study) -> SampleSet:
+    """Open the samples of a study, as `open_samples`, and check that its network can mean their labels.
+
+    Raises
+    ------
+    DataError
+        As `open_samples`; or if a label numbers folders, and there are not as many as the network has classes.
+    """
+    samples, classes = open_samples(study.data), study.model.classes
+    if study.data.source == "folder" and len(samples.classes) != classes:
+        raise DataError(
+            f"{samples.name} has {len(samples.classes)} class folders and the network {classes} classes: a label is "
+            f"the folder's number, so 0 would mean {samples.classes[0]!r} here and may have meant another class in "
+            f"training; set model.classes = {len(samples.classes)}, or put the folders of all {classes} classes there"
+        )
+    return samples
 
 
 def validation_table(data: Data, validation: Validation) -> Data:
