@@ -1,8 +1,8 @@
 """Compiled scans over a (series, sample) block: one read of the block, a carry per sample, float64 sums.
 
 Every kernel walks strips of samples so that the carries stay in cache, and updates its carries in place; a series may
-thus be fed block by block. The plain ones take eight rows at a time, so that the carries pass through registers once
-for eight rows; the order of the sums stays. Arguments ``values, at`` are a block and the column where its samples
+thus be fed block by block. The plain ones take 16 rows at a time, so that the carries pass through registers once for
+all of them; the order of the sums stays. Arguments ``values, at`` are a block and the column where its samples
 start: a slice of columns would hide from the compiler that a row lies in one piece. The kernels release the GIL and
 start no threads of their own: numba's thread pools abort when a dask worker enters them twice, or when a process forks
 after them.
@@ -15,6 +15,7 @@ import numba
 import numpy as np
 
 STRIP = 16384
+ROWS = 16
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., None])
 
@@ -42,9 +43,12 @@ def row_sums(values: Any, at: int, width: int, sums: Any) -> None:
 
 
 @_compiled
-def _add_rows(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, total: Any) -> None:
+def _add_rows(values: Any, row: int, at: int, total: Any) -> None:
     for i in range(len(total)):
-        total[i] = (((((((total[i] + a[i]) + b[i]) + c[i]) + d[i]) + e[i]) + f[i]) + g[i]) + h[i]
+        t = total[i]
+        for k in range(ROWS):
+            t += values[np.uint64(row + k), np.uint64(at + i)]  # unsigned: no check for counting from the end
+        total[i] = t
 
 
 @_compiled
@@ -54,21 +58,10 @@ def add(values: Any, at: int, total: Any) -> None:
     for low in range(0, width, STRIP):
         high = min(low + STRIP, width)
         t = total[low:high]
-        x, y = at + low, at + high
-        for r in range(0, rows - 7, 8):
-            _add_rows(
-                values[r, x:y],
-                values[r + 1, x:y],
-                values[r + 2, x:y],
-                values[r + 3, x:y],
-                values[r + 4, x:y],
-                values[r + 5, x:y],
-                values[r + 6, x:y],
-                values[r + 7, x:y],
-                t,
-            )
-        for r in range(rows - rows % 8, rows):
-            v = values[r, x:y]
+        for row in range(0, rows - ROWS + 1, ROWS):
+            _add_rows(values, row, at + low, t)
+        for row in range(rows - rows % ROWS, rows):
+            v = values[row, at + low : at + high]
             for i in range(high - low):
                 t[i] += v[i]
 
@@ -123,29 +116,13 @@ def moments(
 
 
 @_compiled
-def _run_rows(
-    a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, first: int, tau: float, total: Any, below: Any
-) -> None:
-    la, lb, lc, ld = tau * first, tau * (first + 1), tau * (first + 2), tau * (first + 3)
-    le, lf, lg, lh = tau * (first + 4), tau * (first + 5), tau * (first + 6), tau * (first + 7)
+def _run_rows(values: Any, row: int, at: int, before: int, tau: float, total: Any, below: Any) -> None:
     for i in range(len(total)):
-        s, n = total[i] + a[i], below[i]
-        n += s < la
-        s += b[i]
-        n += s < lb
-        s += c[i]
-        n += s < lc
-        s += d[i]
-        n += s < ld
-        s += e[i]
-        n += s < le
-        s += f[i]
-        n += s < lf
-        s += g[i]
-        n += s < lg
-        s += h[i]
-        n += s < lh
-        total[i], below[i] = s, n
+        t, b = total[i], below[i]
+        for k in range(ROWS):
+            t += values[np.uint64(row + k), np.uint64(at + i)]
+            b += t < tau * (before + k + 1)
+        total[i], below[i] = t, b
 
 
 @_compiled
@@ -155,25 +132,11 @@ def running(values: Any, at: int, done: int, tau: float, total: Any, below: Any)
     for low in range(0, width, STRIP):
         high = min(low + STRIP, width)
         t, b = total[low:high], below[low:high]
-        x, y = at + low, at + high
-        for r in range(0, rows - 7, 8):
-            _run_rows(
-                values[r, x:y],
-                values[r + 1, x:y],
-                values[r + 2, x:y],
-                values[r + 3, x:y],
-                values[r + 4, x:y],
-                values[r + 5, x:y],
-                values[r + 6, x:y],
-                values[r + 7, x:y],
-                done + r + 1,
-                tau,
-                t,
-                b,
-            )
-        for r in range(rows - rows % 8, rows):
-            v = values[r, x:y]
-            limit = tau * (done + r + 1)
+        for row in range(0, rows - ROWS + 1, ROWS):
+            _run_rows(values, row, at + low, done + row, tau, t, b)
+        for row in range(rows - rows % ROWS, rows):
+            v = values[row, at + low : at + high]
+            limit = tau * (done + row + 1)
             for i in range(high - low):
                 s = t[i] + v[i]
                 t[i] = s
