@@ -4,8 +4,9 @@ import difflib
 import os
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from neurolens.errors import CheckpointError, MissingCheckpointError, StudyError, nearest
@@ -195,3 +196,16 @@ def _no_match(table: Table) -> str:
 def some(names: Sequence[str], shown: int = 5) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
+
+
+def spans(positions: Iterable[int], shown: int = 6) -> str:
+    """Write numbers shortly: 0–9, 12, or 0, 10, …, 190 where they are evenly spaced."""
+    numbers = sorted(set(positions))
+    steps = {b - a for a, b in pairwise(numbers)}
+    if len(numbers) > 3 and len(steps) == 1 and steps != {1}:
+        return f"{numbers[0]}, {numbers[1]}, …, {numbers[-1]}"
+    found: list[tuple[int, int]] = []
+    for n in numbers:
+        found = [*found[:-1], (found[-1][0], n)] if found and n == found[-1][1] + 1 else [*found, (n, n)]
+    texts = [str(a) if a == b else f"{a}–{b}" for a, b in found]
+    return ", ".join(texts if len(texts) <= shown else [*texts[: shown - 2], "…", *texts[-2:]])

@@ -3,13 +3,12 @@
 `read_state`, `fill`, `load` and `non_finite` are those of `neurolens.weights`, which is imported on first use.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from neurolens.checkpoint_files import Found, listed, matched, some
+from neurolens.checkpoint_files import Found, listed, matched, spans
 from neurolens.errors import CheckpointError, MissingCheckpointError
 from neurolens.fingerprints import Fingerprint, digest, fingerprints
 from neurolens.study import Checkpoints as Table
@@ -190,10 +189,10 @@ def _gaps(table: Table, positions: list[int], dim: Dim, notes: list[str]) -> tup
     every = f" by {table.expect_every}" if table.expect_every > 1 else ""
     if gaps:
         notes.append(
-            f"{len(gaps)} of the {len(declared)} declared {dim}s ({low}–{high}{every}) have no file: {_spans(gaps)}"
+            f"{len(gaps)} of the {len(declared)} declared {dim}s ({low}–{high}{every}) have no file: {spans(gaps)}"
         )
     if extra := [p for p in positions if p not in declared]:
-        notes.append(f"outside the declared {dim}s ({low}–{high}{every}): {_spans(extra)}")
+        notes.append(f"outside the declared {dim}s ({low}–{high}{every}): {spans(extra)}")
     return gaps
 
 
@@ -207,16 +206,16 @@ def _select(table: Table, found: list[Found], dim: Dim, notes: list[str]) -> lis
     if not kept:
         raise MissingCheckpointError(
             f"start = {start}, end = {end}, stride = {stride} select none of the {len(found)} checkpoints found "
-            f"({dim}s {_spans(positions)}); widen checkpoints.start, end or stride"
+            f"({dim}s {spans(positions)}); widen checkpoints.start, end or stride"
         )
     chosen = {_position(f, dim) for f in kept}
-    notes.insert(0, f"kept {len(kept)} of {len(found)} checkpoints: {dim}s {_spans(sorted(chosen))}")
+    notes.insert(0, f"kept {len(kept)} of {len(found)} checkpoints: {dim}s {spans(sorted(chosen))}")
     skipped = {
         f"before start = {start}": [p for p in positions if p < start],
         f"after end = {end}": [p for p in positions if p > end],
         f"between strides of {stride}": [p for p in positions if start <= p <= end and p not in chosen],
     }
-    notes[1:1] = [f"skipped {len(p)} {why}: {dim}s {_spans(p)}" for why, p in skipped.items() if p]
+    notes[1:1] = [f"skipped {len(p)} {why}: {dim}s {spans(p)}" for why, p in skipped.items() if p]
     return kept
 
 
@@ -230,15 +229,3 @@ def _fingerprinted(kept: list[Found], notes: list[str]) -> tuple[Checkpoint, ...
             notes.append(f"'{f.path.name}' cannot be read: {found.strerror or found}")
         checkpoints.append(Checkpoint(f.path, f.epoch, f.step, found.digest if isinstance(found, Fingerprint) else ""))
     return tuple(checkpoints)
-
-
-def _spans(positions: Iterable[int], shown: int = 6) -> str:
-    """Write sorted numbers shortly: 0–9, 12, or 0, 10, …, 190 where they are evenly spaced."""
-    numbers = list(positions)
-    steps = {b - a for a, b in pairwise(numbers)}
-    if len(numbers) > 3 and len(steps) == 1 and steps != {1}:
-        return f"{numbers[0]}, {numbers[1]}, …, {numbers[-1]}"
-    spans: list[tuple[int, int]] = []
-    for n in numbers:
-        spans = [*spans[:-1], (spans[-1][0], n)] if spans and n == spans[-1][1] + 1 else [*spans, (n, n)]
-    return some([str(a) if a == b else f"{a}–{b}" for a, b in spans], shown)

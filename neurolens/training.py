@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 from neurolens import models
 from neurolens.data import SampleSet, open_samples, study_samples, validation_table
 from neurolens.errors import DataError, ModelMismatchError, StudyError
-from neurolens.study import Study, Train
+from neurolens.rows import device
+from neurolens.study import Compute, Study, Train
 from neurolens.training_fit import Fit, Row, resolved_milestones
 from neurolens.training_state import Folder, settings_text
 
@@ -153,7 +154,7 @@ def _settings(
 
 def _run(fit: Fit, study: Study, progress: bool | Callable[[Row], None]) -> None:
     fit.on_row = progress if callable(progress) else None
-    accelerator, devices = _devices(study.compute.device, fit.table.precision)
+    accelerator, devices = _devices(study.compute, fit.table.precision)
     with _own_torch_state(study.compute.threads, cpu=accelerator == "cpu"), _quiet_lightning():
         trainer = lightning.Trainer(
             accelerator=accelerator,
@@ -182,14 +183,9 @@ class _Bar(RichProgressBar):
         return f"epoch {current_epoch + 1} of {self.trainer.max_epochs}"
 
 
-def _devices(device: str, precision: str) -> tuple[str, int | list[int]]:
-    kind, _, index = device.partition(":")
-    cuda = torch.cuda.device_count()
-    if kind == "cuda" and cuda <= int(index or 0):
-        raise StudyError(f"compute.device is {device!r}, and torch sees {cuda} CUDA devices here; use 'auto' or 'cpu'")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise StudyError("compute.device is 'mps', which torch does not see here; use 'auto' or 'cpu'")
-    if precision == "16" and (kind == "cpu" or (kind == "auto" and not cuda)):
+def _devices(compute: Compute, precision: str) -> tuple[str, int | list[int]]:
+    kind, _, index = device(compute).partition(":")
+    if precision == "16" and kind == "cpu":
         raise StudyError("train.precision = '16' needs a GPU; use '32', or 'bf16' on a CPU")
     return kind, [int(index)] if index else 1
 

@@ -13,8 +13,8 @@ import xarray as xr
 from typer.testing import CliRunner, Result
 
 from neurolens import rows
+from neurolens.checkpoint_files import spans
 from neurolens.cli import app
-from neurolens.cli.looking import spans
 from neurolens.study import load_study
 
 MakeStudy = Callable[..., Path]

@@ -319,7 +319,7 @@ def test_train__wrong_class_count_is_named(tmp_path):
 
 def test_train__absent_devices_are_named(tmp_path):
     absent = study(tmp_path).model_copy(update={"compute": Compute(device="cuda:99")})
-    with pytest.raises(StudyError, match=r"'cuda:99', and torch sees \d+ CUDA devices"):
+    with pytest.raises(StudyError, match=r"'cuda:99' and torch sees \d+ CUDA devices"):
         train(absent, progress=False)
     with pytest.raises(StudyError, match=r"precision = '16' needs a GPU"):
         train(study(tmp_path, precision="16"), progress=False)

@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from neurolens.cli.console import Overrides, Profile, Run, console, say, store_of
+from neurolens.cli.console import Overrides, Profile, Run, console, listing, say, store_of
 
 if TYPE_CHECKING:
     from neurolens.rows import Plan, Row
@@ -26,6 +25,7 @@ def status(
 ) -> None:
     """Show what is done, missing, stale or failed, and why: cubes × checkpoints. Nothing is computed or written."""
     from neurolens import rows
+    from neurolens.checkpoint_files import spans
     from neurolens.study import load_study
 
     loaded = load_study(study, profile=profile, overrides=tuple(overrides or ()))
@@ -34,9 +34,9 @@ def status(
     if as_json:
         typer.echo(json.dumps([_as_dict(plan) for plan in plans], indent=2))
         return
-    table = Table(title=f"{loaded.name}: {loaded.store.url}", title_justify="left")
-    for column in ("cube", "checkpoints", "state", "rows", "parts to do", "why"):
-        table.add_column(column)
+    names = ("cube", "checkpoints", "state", "rows", "parts to do", "why")
+    wrapped = ("checkpoints", "parts to do", "why")
+    table = listing(f"{loaded.name}: {loaded.store.url}", *names, wrapped=wrapped)
     for plan in plans:
         for group in _alike(plan.rows):
             first = group[0]
@@ -75,22 +75,6 @@ def _alike(rows: Iterable["Row"]) -> Iterator[list["Row"]]:
     yield from sorted(groups, key=lambda group: (group[0].position, group[0].block))
 
 
-def spans(positions: Iterable[int]) -> str:
-    """Write sorted numbers shortly: ``0–9, 12``, or ``0, 10, …, 190`` where they are evenly spaced."""
-    numbers = sorted(set(positions))
-    steps = {b - a for a, b in pairwise(numbers)}
-    if len(numbers) > 3 and len(steps) == 1 and steps != {1}:
-        return f"{numbers[0]}, {numbers[1]}, …, {numbers[-1]}"
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
-        else:
-            found.append([number, number])
-    texts = [str(a) if a == b else f"{a}–{b}" for a, b in found]
-    return ", ".join(texts if len(texts) <= 8 else [*texts[:4], "…", *texts[-2:]])
-
-
 def _as_dict(plan: "Plan") -> dict[str, Any]:
     return {
         "cube": plan.cube,
@@ -111,6 +95,7 @@ def show(
     history: Annotated[int, typer.Option("--history", help="How many snapshots to list.")] = 5,
 ) -> None:
     """Show what is in a run: variables and their sizes, provenance, tags and history."""
+    from neurolens.checkpoint_files import spans
     from neurolens.schema import CUBES
     from neurolens.store import open_store
 
@@ -124,14 +109,13 @@ def show(
         layout = store.layout(cube.name)
         samples = sum(len(ids) for ids in layout.blocks) if layout else 0
         title = f"{cube.name}: {len(ledger)} {ledger.series}s × {samples} samples, generation {ledger.generation}"
-        table = Table(title=title, title_justify="left")
-        for column in ("variable", "part", "rows", "size", "units", "meaning"):
-            table.add_column(column)
+        table = listing(title, "variable", "part", "rows", "size", "meaning, units", wrapped=("meaning, units",))
         for part in cube.parts:
             done = _done(ledger, part.name)
             for variable in part.variables if done else ():
                 size = done * samples * _itemsize(variable.dtype)
-                table.add_row(variable.name, part.name, str(done), _bytes(size), variable.units, variable.description)
+                meaning = f"{variable.description}, {variable.units}" if variable.units != "1" else variable.description
+                table.add_row(variable.name, part.name, str(done), _bytes(size), escape(meaning))
         console.print(table)
         failed = [entry for entry in ledger.rows() if entry.state == "failed"]
         for entry in failed:
@@ -149,9 +133,7 @@ def show(
     tags = store.tags()
     if tags:
         say("tags: " + ", ".join(f"{name} ({snapshot})" for name, snapshot in tags.items()))
-    table = Table(title="history, newest first", title_justify="left")
-    for column in ("snapshot", "time", "what"):
-        table.add_column(column)
+    table = listing("history, newest first", "snapshot", "time", "what", wrapped=("what",))
     for _, snapshot in zip(range(history), store.history()):
         table.add_row(snapshot.id, f"{snapshot.time:%Y-%m-%d %H:%M:%S}", escape(snapshot.message))
     console.print(table)
