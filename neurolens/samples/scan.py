@@ -132,12 +132,11 @@ def _strips(
 ) -> list[Any]:
     rows, width = arrays[0].shape
     table = np.ones((rows, 1), bool) if table is None else table
-    codes = np.zeros(width, np.int64) if codes is None else codes
-
+    codes = np.zeros(width, np.int64) if codes is None else _codes(codes, table)
     results = [np.empty(width) for _ in range(outputs)]
 
     def strip(low: int, high: int) -> Any:
-        state = rule.start(high - low, _codes(codes[low:high], table), *given)
+        state = rule.start(high - low, codes[low:high], *given)
         lost = rule.step(state, tuple(as_block(a, low, high) for a in arrays), table, 0)
         for result, part in zip(results, rule.finish(state)):
             result[low:high] = part
