@@ -47,6 +47,10 @@ class StoreError(NeurolensError, OSError):
     """A store cannot be opened, written, locked or trusted."""
 
 
+class ServerError(NeurolensError, ConnectionError):
+    """The Prefect server that flows are to run with cannot be reached or started."""
+
+
 class MissingExtraError(NeurolensError, ImportError):
     """An optional dependency is absent."""
 

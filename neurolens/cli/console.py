@@ -1,10 +1,13 @@
 """What every command shares: the console, and how errors are told."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 from typer.core import TyperGroup
 
 from neurolens.errors import NeurolensError
@@ -40,6 +43,19 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             complain(STOPPED_TEXT)
             raise typer.Exit(STOPPED) from None
+
+
+def live_console() -> Console:
+    """Return the console for what is redrawn: plain where stdout is no terminal, whatever FORCE_COLOR says."""
+    return console if sys.stdout.isatty() else Console(highlight=False, soft_wrap=True, force_terminal=False)
+
+
+def listing(title: str, *names: str, wrapped: tuple[str, ...]) -> Table:
+    """Return an empty table; the columns in ``wrapped`` share the room that the others leave, and these are whole."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=name not in wrapped, overflow="fold")
+    return table
 
 
 def say(text: str) -> None:

@@ -1,11 +1,6 @@
 """Commands that compute: ``run`` and ``demo``."""
 
-import contextlib
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,21 +8,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from neurolens.cli.console import ROWS_FAILED, STOPPED, STOPPED_TEXT, Overrides, Profile, complain, console, say
+from neurolens.cli import serving
+from neurolens.cli.console import ROWS_FAILED, Overrides, Profile, complain, console, say
 from neurolens.cli.drawing import save_pictures, save_report
 from neurolens.cli.watching import Outcome, Watch
 from neurolens.errors import MissingCheckpointError, StudyError
 
 if TYPE_CHECKING:
     from neurolens.study import Study
-
-QUIET_PREFECT = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # the default of 20 s is too short on a busy machine
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command tells what went wrong itself
-    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
-}
 
 
 def run(
@@ -74,23 +62,23 @@ def run_study(study: "Study", only: tuple[str, ...] | None = None) -> Outcome:
     Raises
     ------
     NeurolensError
-        If the study, its data or its store are at fault; failed rows are told of in the result.
+        If the study, its data, its store or the Prefect server are at fault; failed rows are told of in the result.
     """
     from neurolens.flows import registry
 
     names = names_of(study) if only is None else only
     registry.find(names)
-    os.environ.update({name: value for name, value in QUIET_PREFECT.items() if name not in os.environ})
+    serving.prepare()
     done = nothing_to_do(study, names)
-    if done is not None and not _server_of_ones_own():
+    if done is not None and not serving.of_ones_own():
         return done
     watch = Watch()
-    with watch.progress, console.status("starting Prefect") as status:
+    with watch.progress, watch.console.status("starting Prefect") as status, serving.serving(watch.progress.stop):
         flows = registry.load(names)
         from neurolens.flows.running import listening
 
         watch.status = status
-        with listening(watch), _stopping_at_once(watch):
+        with listening(watch):
             for name, flow in flows.items():
                 state = flow(study, return_state=True)
                 watch.close()
@@ -104,32 +92,6 @@ def run_study(study: "Study", only: tuple[str, ...] | None = None) -> Outcome:
     for row, why in watch.outcome.failed.items():
         complain(f"{row}: {why}")
     return watch.outcome
-
-
-@contextlib.contextmanager
-def _stopping_at_once(watch: Watch) -> Iterator[None]:
-    """Let Ctrl-C end this process at once where the Prefect server is temporary.
-
-    Ctrl-C reaches that server too, and without it Prefect would try in vain, for minutes, to tell it of the end.
-    Nothing is lost: a row is written whole or not at all.
-    """
-    if _server_of_ones_own() or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    from prefect.server.api.server import SubprocessASGIServer
-
-    def stop(signum: int, frame: object) -> None:
-        watch.progress.stop()
-        complain(STOPPED_TEXT)
-        for server in list(SubprocessASGIServer._instances.values()):
-            server.stop()
-        os._exit(STOPPED)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def nothing_to_do(study: "Study", names: tuple[str, ...]) -> Outcome | None:
@@ -169,12 +131,6 @@ def _trained(study: "Study") -> bool:
         return False
     last = metrics.read_text().strip().splitlines()[-1].partition(",")[0]
     return last.isdigit() and int(last) >= study.train.epochs
-
-
-def _server_of_ones_own() -> bool:
-    from prefect.settings import get_current_settings
-
-    return get_current_settings().api.url is not None
 
 
 def demo(

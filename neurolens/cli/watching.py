@@ -16,9 +16,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.status import Status
+from rich.table import Column
 from rich.text import Text
 
-from neurolens.cli.console import console
+from neurolens.cli.console import live_console
 
 if TYPE_CHECKING:
     from neurolens.rows import Plan, Result
@@ -49,28 +50,39 @@ class Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
 
 
+def columns(width: int) -> list[ProgressColumn]:
+    """Return the columns that fit a terminal: the figures go first, then the bar, then the rate."""
+    found: list[ProgressColumn] = [_column("{task.description}")]
+    if width >= 60:
+        found.append(BarColumn(bar_width=max(10, min(40, width - 68))))
+    found.append(MofNCompleteColumn(table_column=Column(no_wrap=True)))
+    if width >= 48:
+        found.append(Rate(table_column=Column(no_wrap=True)))
+    found.append(TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(no_wrap=True)))
+    if width >= 80:
+        found.append(_column("{task.fields[note]}"))
+    return found
+
+
+def _column(text: str) -> TextColumn:
+    return TextColumn(text, table_column=Column(no_wrap=True))
+
+
 class Watch:
     """Listens to the flows and shows them: a bar per flow with its rows, rate and time left."""
 
     def __init__(self) -> None:
         self.outcome = Outcome()
         self.status: Status | None = None
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Rate(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-        )
+        self.console = live_console()
+        self.progress = Progress(*columns(self.console.width), console=self.console)
         self._bar: TaskID | None = None
         self._lock = threading.Lock()
 
     def planned(self, plan: "Plan") -> None:
         """Start a bar for the rows of a cube."""
         for note in plan.notes:
-            self.progress.console.print(f"[dim]{escape(note)}[/]")
+            self.console.print(f"[dim]{escape(note)}[/]")
         self.outcome.reused += plan.count("done")
         self._start(plan.cube, len(plan.todo))
 
