@@ -55,7 +55,7 @@ def adopt(
             f"the study's data has {len(samples)} samples and the files {ds.sizes['sample']}: there is none for "
             f"position {lost[0]}; name the data (source, root, split, select) that the files were measured on"
         )
-    ds = ds.isel(sample=[at[int(position)] for position in positions])
+    place = np.array([at[int(position)] for position in positions])
     by_part: dict[str, list[str]] = {}
     for name in map(str, ds.data_vars):
         by_part.setdefault(cube.part_of(name).name, []).append(name)
@@ -74,7 +74,7 @@ def adopt(
     written = known = 0
     for slot, position in enumerate(ds[dim].values.tolist()):
         for block, ids in enumerate(layout.blocks):
-            chosen = [order[name] for name in ids.tolist()]
+            chosen = place[[order[name] for name in ids.tolist()]]
             values = {str(n): np.asarray(ds[n].values[slot][chosen], np.float32) for n in ds.data_vars}
             measured = {part: names for part, names in by_part.items() if not np.isnan(values[names[0]]).all()}
             keys = {part: _key(values, names, layout.fingerprints[block]) for part, names in measured.items()}

@@ -88,20 +88,21 @@ def read_samples(
             f"{folder}: no loss file in epochs {start}–{end} step {stride}; there are {_span(found['loss'])}"
         )
     notes += _gaps(kept, found["loss_grad"])
-    losses = _load(found["loss"], kept)
-    width = len(losses[kept[0]])
-    loss = np.stack([losses[e] for e in kept])
+    loss = _load(found["loss"], kept)
+    width = loss.shape[1]
     variables = {"loss": (("epoch", "sample"), loss, schema.LOSS.attrs)}
     with_gradient = [e for e in kept if e in found["loss_grad"]]
     if with_gradient:
         gradients = _load(found["loss_grad"], with_gradient)
-        if len(gradients[with_gradient[0]]) != width:
+        if gradients.shape[1] != width:
             raise DataError(
-                f"{folder}: losses have {width} samples and gradients {len(gradients[with_gradient[0]])}; "
+                f"{folder}: losses have {width} samples and gradients {gradients.shape[1]}; "
                 "they come from different producers or data sets: import them from separate folders"
             )
-        norms = np.full(loss.shape, np.nan, np.float32)
-        norms[np.isin(kept, with_gradient)] = [gradients[e] for e in with_gradient]
+        norms = gradients
+        if len(with_gradient) < len(kept):
+            norms = np.full(loss.shape, np.nan, np.float32)
+            norms[np.isin(kept, with_gradient)] = gradients
         variables[gradient] = (("epoch", "sample"), norms, schema.SAMPLES.part_of(gradient).variables[0].attrs)
     ds = xr.Dataset(
         variables,
@@ -183,17 +184,9 @@ def _gaps(kept: list[int], gradients: dict[int, Path]) -> list[str]:
     return notes
 
 
-def _load(files: dict[int, Path], epochs: list[int]) -> dict[int, Any]:
-    arrays = {}
-    for epoch in epochs:
-        try:
-            array = np.load(files[epoch], allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise DataError(f"{files[epoch]} cannot be read ({error}); remove or rewrite it") from error
-        if array.ndim != 1 or array.dtype.kind not in "fiu":
-            raise DataError(f"{files[epoch]} has shape {array.shape}, dtype {array.dtype}; need one number per sample")
-        arrays[epoch] = array.astype(np.float32, copy=False)
-    sizes = np.array([len(arrays[e]) for e in epochs])
+def _load(files: dict[int, Path], epochs: list[int]) -> NDArray[np.float32]:
+    """Read one row per epoch into (epoch, sample); no number is held twice."""
+    sizes = np.array([_size(files[e]) for e in epochs])
     values, counts = np.unique(sizes, return_counts=True)
     if len(values) > 1:
         usual = values[counts.argmax()]
@@ -202,7 +195,26 @@ def _load(files: dict[int, Path], epochs: list[int]) -> dict[int, Any]:
             f"{files[epochs[0]].parent}: most epochs have {usual} samples, but {odd}; positions cannot be matched "
             "(a producer that drops zero losses does this): re-score those epochs"
         )
-    return arrays
+    out = np.empty((len(epochs), int(values[0])), np.float32)
+    for row, epoch in zip(out, epochs, strict=True):
+        row[:] = _array(files[epoch])
+    return out
+
+
+def _size(path: Path) -> int:
+    """Return how many samples a file is about, by its header."""
+    array = _array(path, mmap_mode="r")
+    if array.ndim != 1 or array.dtype.kind not in "fiu":
+        raise DataError(f"{path} has shape {array.shape}, dtype {array.dtype}; need one number per sample")
+    return len(array)
+
+
+def _array(path: Path, **options: Any) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False, **options)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path} cannot be read ({error}); remove or rewrite it") from error
+    return array
 
 
 def export_csl(
