@@ -285,3 +285,11 @@ def test_csl_and_learning_time__stay_out_of_core():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("sample", range(4))
+def test_learning_time__ends_at_the_running_means_worked_on_paper(sample):
+    last = [1.75, 3, 1.5, 5.5][sample]
+    ds = cube(grad_norm=GRAD)
+    tie, above = (float(learning_time(ds, tau=t).learning_time[sample]) for t in (last, last * (1 + 1e-9)))
+    assert tie - above == 0.25, "the last running mean is one of four, and differs from the others"
