@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from neurolens import rows
@@ -14,53 +15,54 @@ from neurolens.store.tiles import build_tiles
 from neurolens.study import Study, load_study
 
 
-@task(name="tiles", cache_policy=NO_CACHE)
+@task(name="tiles", task_run_name="tiles", cache_policy=NO_CACHE)
 def tidy(study: Study) -> int:
     """Build the tiles of what is finished: they make reading one sample's history fast."""
     return build_tiles(rows.open_for_writing(study))
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE)
 def report(study: Study) -> None:
     """Write the report page and link to it."""
     link_report(study)
 
 
-@flow(name="refresh")
+def run_name() -> str:
+    """Name a run by its study, or by the file of it."""
+    given = flow_run.parameters
+    return f"refresh of {getattr(given.get('study'), 'name', None) or given.get('file')}"
+
+
+@flow(name="refresh", flow_run_name=run_name)
 def refresh(
-    study: Study | None = None,
     file: str | None = None,
     profile: str | None = None,
     overrides: list[str] | None = None,
     train: bool = False,
+    study: Study | None = None,
 ) -> Any:
     """Bring a run up to date: find its checkpoints, and measure those that are new or changed.
 
-    Parameters
-    ----------
-    study
-        The study itself, or:
-    file, profile, overrides
-        The study file, one of its profiles, and ``key=value`` overrides. It is read at every run, so editing the file
-        is all it takes to change what a schedule does.
-    train
-        Train too, if the study says how. By default only what another program trains is measured.
+    The store's URL is returned. The flow run ends Failed, with the list, if a row failed.
 
-    Returns
-    -------
-    The store's URL. The flow run ends Failed, with the list, if a row failed.
-    """
+    Args:
+        file: The study file. It is read at every run, so editing it is all it takes to change what a schedule does.
+        profile: One of its `[profiles.NAME]`.
+        overrides: Keys set over it, each as in `compute.workers=2`.
+        train: Train too, if the study has a `[train]` table. If not, only what another program trains is measured.
+        study: The study itself, instead of a file.
+    """  # in Google's format: from it Prefect takes the help in the form
     if (study is None) == (file is None):
         raise StudyError("refresh needs a study, or the file of one: give exactly one of study and file")
     if study is None:
         assert file is not None
         study = load_study(file, profile=profile, overrides=tuple(overrides or ()))
-    names = (("train",) if train and study.train is not None else ()) + rows.cubes(study)
+    names = registry.names_of(study, train=train)
     states = {name: job(study, return_state=True) for name, job in registry.load(names).items()}
     if any(state.name != "Cached" for state in states.values()):
         tidy(study)
         report(study)
-    failed = {name: state for name, state in states.items() if not state.is_completed()}
-    if failed:
-        return Failed(message="; ".join(f"{name}: {state.message}" for name, state in failed.items()))
-    return Completed(message="; ".join(str(s.message) for s in states.values()), data=study.store.url)
+    message = "; ".join(f"{name}: {str(state.message).removeprefix(f'{name}: ')}" for name, state in states.items())
+    if not all(state.is_completed() for state in states.values()):
+        return Failed(message=message)
+    return Completed(message=message, data=study.store.url)

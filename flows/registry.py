@@ -4,9 +4,27 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from neurolens import rows
 from neurolens.errors import StudyError, nearest
+from neurolens.study import Study
 
 GROUP = "neurolens.flows"
+
+
+def names_of(study: Study, *, train: bool = True) -> tuple[str, ...]:
+    """Return the flows that a study asks for, in order; training only if ``train``.
+
+    Raises
+    ------
+    StudyError
+        If it asks for none.
+    """
+    names = (("train",) if train and study.train is not None else ()) + rows.cubes(study)
+    if not names:
+        raise StudyError(
+            f"study {study.name!r} asks for nothing; add a {'[train] or ' * train}[samples] table to its file"
+        )
+    return names
 
 
 def find(names: Iterable[str]) -> dict[str, EntryPoint]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -126,7 +127,7 @@ def retryable(task: Any, run: Any, state: State[Any]) -> bool:
     return isinstance(error, BaseException) and rows.may_pass(error)
 
 
-@task(name="up to date", cache_policy=NO_CACHE)
+@task(name="up to date", task_run_name="up to date", cache_policy=NO_CACHE)
 def up_to_date(count: int) -> State[Any]:
     """Show the rows that were done before this run as one Cached task."""
     return Completed(name="Cached", message=f"{count} rows are up to date")
@@ -203,16 +204,23 @@ def run_cube(study: Study, cube: str) -> State[Any]:
                 }
                 futures.append(runner.submit(job, parameters=parameters))
         try:
-            _follow(futures, plan, tally)
+            _follow(study, futures, plan, tally)
         except BaseException:
             materials.stop.set()
             raise
     return _conclude(study, plan, tally)
 
 
-def _follow(futures: list[PrefectFuture[Any]], plan: rows.Plan, tally: _Tally) -> None:
+def artifact_key(study: Study, *names: str) -> str:
+    """Return the key of an artifact: each study has its own, in the letters that Prefect allows."""
+    return "-".join(filter(None, re.split("[^a-z0-9]+", "-".join((study.name, *names)).lower())))
+
+
+def _follow(study: Study, futures: list[PrefectFuture[Any]], plan: rows.Plan, tally: _Tally) -> None:
     """Wait for the tasks, keep the progress artifact current, and raise what ended a task as a whole."""
-    artifact: Any = create_progress_artifact(0.0, key=f"{plan.cube}-progress", description=f"rows of {plan.cube}")
+    artifact: Any = create_progress_artifact(
+        0.0, key=artifact_key(study, plan.cube, "progress"), description=f"rows of {plan.cube}"
+    )
     pending, total = list(futures), max(1, len(plan.todo))
     while pending:
         done, _ = wait(pending, timeout=1.0)
@@ -246,8 +254,10 @@ def _conclude(study: Study, plan: rows.Plan, tally: _Tally) -> State[Any]:
         for result in sorted(results, key=lambda r: r.row.id)[:MAX_TABLE]
     ]
     if table:
-        create_table_artifact(table, key=f"{plan.cube}-rows", description=summary)
-    create_markdown_artifact(_figures(study, plan, summary), key=f"{plan.cube}-figures", description=summary)
+        create_table_artifact(table, key=artifact_key(study, plan.cube, "rows"), description=summary)
+    create_markdown_artifact(
+        _figures(study, plan, summary), key=artifact_key(study, plan.cube, "figures"), description=summary
+    )
     failed = [result for result in results if result.outcome == "failed"]
     if failed:
         listed = "; ".join(f"{plan.series} {r.row.position}: {r.why}" for r in failed)
@@ -282,7 +292,12 @@ def link_report(study: Study) -> None:
     from neurolens.report import write_report
 
     page = write_report(study.store.url, f"{study.store.url.rstrip('/')}.html", study=study)
-    create_link_artifact(page.absolute().as_uri(), link_text=f"report of {study.name}", key="report")
+    create_link_artifact(
+        page.absolute().as_uri(),
+        link_text=f"report of {study.name}",
+        key=artifact_key(study, "report"),
+        description=f"{page.absolute()} (a browser may refuse to follow the link: open the file itself)",
+    )
 
 
 def run_training(study: Study) -> State[Any]:
@@ -290,7 +305,9 @@ def run_training(study: Study) -> State[Any]:
     from neurolens import training
 
     epochs = study.train.epochs if study.train is not None else 0
-    artifact: Any = create_progress_artifact(0.0, key="train-progress", description=f"epochs of {study.name}")
+    artifact: Any = create_progress_artifact(
+        0.0, key=artifact_key(study, "train", "progress"), description=f"epochs of {study.name}"
+    )
 
     def tell(row: Mapping[str, float | int | None]) -> None:
         figures = {name: float(value) for name, value in row.items() if name != "epoch" and value is not None}

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import stat
@@ -10,11 +11,14 @@ import conftest
 import numpy as np
 import pytest
 import xarray as xr
+from rich.console import Console
+from rich.progress import Progress
 from typer.testing import CliRunner, Result
 
 from neurolens import rows
 from neurolens.checkpoint_files import spans
 from neurolens.cli import app
+from neurolens.cli.watching import columns
 from neurolens.study import load_study
 
 MakeStudy = Callable[..., Path]
@@ -137,6 +141,50 @@ def test_run__tells_of_a_store_it_may_not_write(make_study: MakeStudy, prefect_s
     assert {p: p.read_bytes() for p in store.rglob("*") if p.is_file() and p.suffix != ".lock"} == before
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "no Prefect server answers at http://127.0.0.1:9/api"),
+        ({"PREFECT_SERVER_EPHEMERAL_ENABLED": "false"}, "PREFECT_SERVER_EPHEMERAL_ENABLED forbids"),
+    ],
+)
+def test_run__tells_of_a_server_that_it_cannot_use(make_study: MakeStudy, given: dict[str, str], says: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | given
+    command = [sys.executable, "-m", "neurolens.cli", "run", str(make_study(checkpoints=1))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_live_console__is_plain_where_stdout_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    code = (
+        "from neurolens.cli.watching import Watch\n"
+        "watch = Watch()\n"
+        "with watch.progress, watch.console.status('starting'):\n"
+        "    for epoch in range(3):\n        watch.trained(epoch + 1, 3, {'train_loss': 1.0})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "train" in done.stdout
+    assert "3/3" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("width", [32, 48, 60, 80, 120])
+def test_columns__keep_names_whole(width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    progress = Progress(*columns(width), console=console)
+    with progress:
+        bar = progress.add_task("samples", total=4000, note="loss 0.123  accuracy 0.992")
+        progress.update(bar, completed=3999)
+    (line,) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert line.startswith("samples ")
+    assert "3999/4000" in line
+    assert ("accuracy 0.992" in line) == (width >= 80)
+
+
 def test_run__shows_the_traceback_on_request(make_study: MakeStudy) -> None:
     result = call("--debug", "run", make_study(), "--only", "sample")
     assert result.exception is not None
@@ -153,6 +201,11 @@ def test_status__shows_every_state_and_why(make_study: MakeStudy) -> None:
     assert result.exit_code == 0, result.output
     for text in ("epoch 0, 3", "done", "epoch 1", "stale", "epoch 2", "failed", "epoch 7", "missing", "epoch_2.pt"):
         assert text in result.output
+    assert "the checkpoint file changed" in result.output
+    changed = call("status", path, "--set", "samples.bf16=true")
+    assert "the network, a setting or the measurement's version changed" in changed.output
+    narrow = CliRunner().invoke(app, ["status", str(path)], env={"COLUMNS": "80", "TERM": "dumb"})
+    assert "…" not in narrow.output
     plans = json.loads(call("status", path, "--json").output)
     states = {row["position"]: row["state"] for row in plans[0]["rows"]}
     assert states == {0: "done", 1: "stale", 2: "failed", 3: "done", 7: "missing"}

@@ -181,6 +181,36 @@ def test_find__names_the_nearest_flow() -> None:
         registry.find(["sample"])
 
 
+def test_refresh__tells_in_the_form_what_each_parameter_is() -> None:
+    properties = refresh.parameters.model_dump()["properties"]
+    assert next(iter(properties)) == "file"
+    assert all(shown.get("description") for shown in properties.values())
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_refresh__is_named_by_its_study_and_keeps_artifacts_apart(make_study: MakeStudy) -> None:
+    found = []
+    for name in ("one", "Other run"):
+        path = make_study(name.split()[0], checkpoints=1)
+        path.write_text(path.read_text().replace('name = "tiny"', f'name = "{name}"'))
+        state: State[Any] = refresh(file=str(path), return_state=True)
+        assert str(state.message) == "samples: 1 rows computed, 0 up to date, 0 failed"
+        with get_client(sync_client=True) as client:
+            run_id = state.state_details.flow_run_id
+            assert run_id is not None
+            assert client.read_flow_run(run_id).name == f"refresh of {path}"
+            found.append({artifact.key for artifact in client.read_latest_artifacts()})
+    assert found[0] >= {"one-samples-rows", "one-samples-figures", "one-samples-progress", "one-report"}
+    assert found[1] - found[0] >= {"other-run-samples-rows", "other-run-samples-figures", "other-run-report"}
+
+
+def test_refresh__needs_something_to_measure(make_study: MakeStudy) -> None:
+    path = make_study()
+    path.write_text(path.read_text().replace("[samples]\n", ""))
+    with pytest.raises(StudyError, match=r"add a \[samples\] table"):
+        refresh.fn(file=str(path))
+
+
 @pytest.mark.parametrize("flow", [samples, train, refresh])
 def test_flows__describe_their_parameters(flow: Any) -> None:
     schema = flow.parameters.model_dump_for_openapi() if hasattr(flow.parameters, "model_dump_for_openapi") else {}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import conftest
 import numpy as np
+import psutil
 import pytest
 
 from neurolens import rows
@@ -183,8 +184,17 @@ def test_neurolens_run__survives_a_kill_and_stops_at_once_on_ctrl_c(
         if (Path(url) / "refs").exists() and len(open_store(url, readonly=True).ledger("samples")) >= 2:
             break
         time.sleep(0.01)
-    os.killpg(process.pid, how)  # as a terminal does, and with it the temporary server
+    servers = psutil.Process(process.pid).children(recursive=True)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does
+    else:
+        process.kill()
     assert process.wait(20) == (130 if how == signal.SIGINT else -how)
+    assert servers
+    _, alive = psutil.wait_procs(servers, timeout=30)
+    for server in alive:
+        server.kill()
+    assert not alive, "the temporary server outlived the run"
     done = len(open_store(url, readonly=True).ledger("samples"))
     assert 2 <= done < 12
     again = subprocess.run([*command, str(stopped)], env=environment, capture_output=True, text=True, timeout=180)

@@ -34,8 +34,8 @@ def status(
     if as_json:
         typer.echo(json.dumps([_as_dict(plan) for plan in plans], indent=2))
         return
-    names = ("cube", "checkpoints", "state", "rows", "parts to do", "why")
-    wrapped = ("checkpoints", "parts to do", "why")
+    names = ("cube", "checkpoints", "state", "rows", "to do, and why")
+    wrapped = ("checkpoints", "to do, and why")
     table = listing(f"{loaded.name}: {loaded.store.url}", *names, wrapped=wrapped)
     for plan in plans:
         for group in _alike(plan.rows):
@@ -45,8 +45,7 @@ def status(
                 f"{plan.series} {spans(row.position for row in group)}",
                 f"[{COLOURS[first.state]}]{first.state}[/]",
                 str(len(group)),
-                ", ".join(first.missing),
-                escape(first.why),
+                escape("\n".join(filter(None, (", ".join(first.missing), first.why)))),
             )
         if plan.kept:
             table.add_row(
@@ -54,8 +53,7 @@ def status(
                 f"{plan.series} {spans(plan.kept)}",
                 "kept",
                 str(len(plan.kept)),
-                "",
-                "not named now",
+                "the study does not name them now",
             )
     console.print(table)
     for plan in plans:
@@ -117,9 +115,9 @@ def show(
                 meaning = f"{variable.description}, {variable.units}" if variable.units != "1" else variable.description
                 table.add_row(variable.name, part.name, str(done), _bytes(size), escape(meaning))
         console.print(table)
-        failed = [entry for entry in ledger.rows() if entry.state == "failed"]
-        for entry in failed:
-            console.print(f"[red]failed[/] {ledger.series} {entry.position}, {entry.part}: {escape(entry.error)}")
+        failed = dict.fromkeys((e.position, e.error) for e in ledger.rows() if e.state == "failed")
+        for position, error in failed:
+            console.print(f"[red]failed[/] {ledger.series} {position}: {escape(error)}")
         other = {entry.position for entry in ledger.rows() if entry.state == "done" and not entry.current}
         if other:
             where = f"{ledger.series} {spans(other)}"

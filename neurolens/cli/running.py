@@ -30,27 +30,11 @@ def run(
     from neurolens.study import load_study
 
     loaded = load_study(study, profile=profile, overrides=tuple(overrides or ()))
-    outcome = run_study(loaded, None if only is None else tuple(n.strip() for n in only.split(",") if n.strip()))
+    outcome = run_study(loaded, None if only is None else tuple(name.strip() for name in only.split(",")))
     say(outcome.summary)
     if outcome.failed:
         raise typer.Exit(ROWS_FAILED)
     say(f"store: {loaded.store.url}")
-
-
-def names_of(study: "Study") -> tuple[str, ...]:
-    """Return the flows that a study asks for, in order.
-
-    Raises
-    ------
-    StudyError
-        If it asks for none.
-    """
-    from neurolens import rows
-
-    names = (("train",) if study.train is not None else ()) + rows.cubes(study)
-    if not names:
-        raise StudyError(f"study {study.name!r} asks for nothing; add a [train] or [samples] table to its file")
-    return names
 
 
 def run_study(study: "Study", only: tuple[str, ...] | None = None) -> Outcome:
@@ -66,7 +50,7 @@ def run_study(study: "Study", only: tuple[str, ...] | None = None) -> Outcome:
     """
     from neurolens.flows import registry
 
-    names = names_of(study) if only is None else only
+    names = registry.names_of(study) if only is None else only
     registry.find(names)
     serving.prepare()
     done = nothing_to_do(study, names)

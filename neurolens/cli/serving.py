@@ -51,7 +51,13 @@ def serving(clear: Callable[[], None]) -> Iterator[None]:
         yield
         return
     from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import get_current_settings
 
+    if not get_current_settings().server.ephemeral.enabled:
+        raise ServerError(
+            "PREFECT_SERVER_EPHEMERAL_ENABLED forbids a temporary Prefect server, and no other one is named; unset it, "
+            "or set PREFECT_API_URL to the address of yours"
+        )
     server = SubprocessASGIServer()
     try:
         server.start()

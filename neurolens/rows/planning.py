@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from neurolens.checkpoints import Checkpoint, Series
     from neurolens.data import SampleSet
     from neurolens.models import Network
-    from neurolens.store import Ledger, Store
+    from neurolens.store import Ledger, LedgerRow, Store
 
 MEASURES = {"samples": "neurolens.samples.measure"}
 """The module that measures each cube: ``parts``, ``key_config`` and ``measure``."""
@@ -292,7 +292,7 @@ def _row(checkpoint: "Checkpoint", position: int, block: int, keys: Mapping[str,
             states.add("missing")
         elif entry.state == "done":
             states.add("stale")
-            why.append(f"{part}: the checkpoint, the data or a setting changed since it was measured")
+            why.append(_stale(entry, checkpoint))
         else:
             states.add("failed")
             why.append(entry.error)
@@ -312,6 +312,16 @@ def _row(checkpoint: "Checkpoint", position: int, block: int, keys: Mapping[str,
         state=state,
         why="; ".join(dict.fromkeys(why)),
     )
+
+
+def _stale(entry: "LedgerRow", checkpoint: "Checkpoint") -> str:
+    """Say what has changed since a part was measured: the checkpoint's bytes, or what else is in its key."""
+    measured = json.loads(entry.provenance or "{}")
+    if "imported_from" in measured:
+        return f"adopted from {measured['imported_from']}"
+    if measured.get("digest") not in (None, checkpoint.digest):
+        return "the checkpoint file changed"
+    return "the network, a setting or the measurement's version changed"
 
 
 def threads(compute: Compute) -> int:
