@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from neurolens.errors import DataError, MissingMeasurementError, SchemaError
+from neurolens.errors import DataError, MissingMeasurementError, SchemaError, StoreError
 from neurolens.samples import csl, export_csl, learning_time, read_samples
 
 LOSS = np.array([[2, 2, 2, 2], [1, 2, 0.5, 2], [0.5, 1.5, 0.25, 2.5], [0.25, 0.5, 0.125, 3]], np.float32)
@@ -160,6 +160,14 @@ def test_read_and_reduce__equals_the_array_in_memory(tmp_path):
     ds, _ = read_samples(tmp_path, dataset="cifar100")
     np.testing.assert_array_equal(csl(ds)["csl"], LOSS.sum(axis=0))
     xr.testing.assert_allclose(learning_time(ds), learning_time(ds.chunk(sample=2)).compute())
+
+
+def test_export_csl__to_a_place_that_is_taken_says_so(tmp_path):
+    write(tmp_path)
+    ds, _ = read_samples(tmp_path, dataset="cifar100")
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(StoreError, match=r"out: .*File exists"):
+        export_csl(ds, tmp_path / "out", dataset="cifar100")
 
 
 def test_export_csl_drop__leaves_epochs_out_and_says_which_it_kept(tmp_path):

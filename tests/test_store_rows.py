@@ -170,6 +170,12 @@ def test_exposure__without_an_epoch_is_refused(tmp_path):
         )
 
 
+@pytest.mark.parametrize("name", ["", " ", "a/b"])
+def test_tag__that_is_no_name_is_refused(store, name):
+    with pytest.raises(StoreError, match="cannot be a tag; give a name"):
+        store.tag(name)
+
+
 def test_tag__freezes_a_snapshot(store):
     first = write(store, 0)
     store.tag("thesis-v1")

@@ -21,6 +21,7 @@ from neurolens.errors import DataError, MissingMeasurementError, SchemaError, ne
 from neurolens.samples.cumulative import csl
 from neurolens.samples.inputs import OnMissing, stored_counts
 from neurolens.samples.learning import learning_time
+from neurolens.store.repository import explained
 
 _NAME = re.compile(
     r"(?P<quantity>loss_grad|loss)_(?P<dataset>.+?)(?:_run(?P<run>\d+))?_epoch_(?P<epoch>\d+)"
@@ -255,6 +256,8 @@ def export_csl(
     ------
     MissingMeasurementError
         If losses, or without ``compat`` some but not all gradients, are missing, unless they may be dropped.
+    StoreError
+        If the folder cannot be written.
     """
     if compat not in (None, "seed"):
         raise SchemaError(f"compat={compat!r} is unknown; {nearest(str(compat), ('seed',))}")
@@ -264,7 +267,6 @@ def export_csl(
     if missing == "drop":
         ds = ds.isel({dim: np.flatnonzero(_measured(ds, "loss", dim))})
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     stem = f"{dataset}_run{run}_noise_{noise}"
     csl_path, lt_path = folder / f"csl_{stem}.npy", folder / f"lt_{stem}.npy"
     metrics_path = folder / f"metrics_{stem}.json"
@@ -275,10 +277,6 @@ def export_csl(
     gradients = _measured(ds, variable, dim)
     if gradients.any():
         learned = learning_time(ds, variable=variable, missing=missing, compat=compat).compute()
-        _replace(lt_path, learned["learning_time"].to_numpy().astype(np.float32))
-    else:
-        lt_path.unlink(missing_ok=True)  # an old one would pass for this run's
-    _replace(csl_path, sums.to_numpy().astype(np.float32))
     metrics = {
         "dataset": dataset,
         "run_idx": run,
@@ -294,7 +292,14 @@ def export_csl(
         "tau": float(learned["learning_tau"]) if learned is not None else None,
         "source": "neurolens",
     }
-    _replace(metrics_path, metrics)
+    with explained(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        if learned is not None:
+            _replace(lt_path, learned["learning_time"].to_numpy().astype(np.float32))
+        else:
+            lt_path.unlink(missing_ok=True)  # an old one would pass for this run's
+        _replace(csl_path, sums.to_numpy().astype(np.float32))
+        _replace(metrics_path, metrics)
     return (csl_path, *((lt_path,) if learned is not None else ()), metrics_path)
 
 

@@ -1,5 +1,6 @@
 """Layout: what a run wants of a cube's group, against what the store holds, and making it so."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,24 @@ class _Change:
     text: str = ""
     renew: bool = False
     added: tuple[int, ...] = ()
+
+
+def wanted(
+    cube: schema.Cube,
+    run: str,
+    series: str,
+    samples: SampleCoords,
+    settings: Mapping[str, Any],
+    exposure: Mapping[int, Sequence[int]] | None,
+    variables: Iterable[str] | None,
+    positions: Iterable[int] | None,
+) -> Wanted:
+    """Return what is wanted as a record, checked."""
+    names = None if variables is None else tuple(variables)
+    named = None if positions is None else frozenset(positions)
+    record = Wanted(cube, run, series, samples, settings, exposure, names, named)
+    check(record)
+    return record
 
 
 def check(wanted: Wanted) -> None:
@@ -183,4 +202,4 @@ def apply(root: zarr.Group, wanted: Wanted, tip: str) -> str:
     return change.text
 
 
-__all__ = ["Layout", "SampleCoords", "Wanted", "apply", "check", "fingerprint", "propose", "read_layout"]
+__all__ = ["Layout", "SampleCoords", "Wanted", "apply", "check", "fingerprint", "propose", "read_layout", "wanted"]

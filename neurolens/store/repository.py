@@ -210,6 +210,8 @@ def diagnosis(error: BaseException) -> str:
         return "no permission to write here; open the store with readonly=True, or mend the folder's permissions"
     if "accessdenied" in low.replace(" ", "") or "forbidden" in low or "credential" in low:
         return f"the S3 server refused the request ({_brief(text)}); check the AWS_* credentials in the environment"
+    if "dispatch failure" in low:
+        return "the S3 server cannot be reached; check the endpoint and the network"
     if "nosuchbucket" in low.replace(" ", ""):
         return "the bucket does not exist; create it, or correct the URL"
     if "repository doesn't exist" in low or "repository does not exist" in low:

@@ -15,7 +15,7 @@ import zarr
 from neurolens import __version__, schema
 from neurolens.errors import StoreError, nearest
 from neurolens.store import commits, layout, locks, repository, s3, transactions
-from neurolens.store.layout import Layout, SampleCoords, Wanted
+from neurolens.store.layout import Layout, SampleCoords
 from neurolens.store.ledger import Ledger, group_in, read_ledger, readings, settings_of
 from neurolens.store.locks import RowId
 
@@ -186,7 +186,7 @@ class Store:
         positions: Iterable[int] | None = None,
     ) -> Layout:
         """Return the layout that `prepare` would leave, writing nothing; its ``change`` says what would change."""
-        wanted = _wanted(cube, run, series, samples, settings, exposure, variables, positions)
+        wanted = layout.wanted(cube, run, series, samples, settings, exposure, variables, positions)
         root, _ = self.root()
         return layout.propose(root, wanted)
 
@@ -232,7 +232,7 @@ class Store:
         SchemaError
             If ids repeat, shapes or labels do not fit, or a name is unknown.
         """
-        wanted = _wanted(cube, run, series, samples, settings, exposure, variables, positions)
+        wanted = layout.wanted(cube, run, series, samples, settings, exposure, variables, positions)
         root, _ = self.root()
         proposed = layout.propose(root, wanted)
         changed = proposed.change
@@ -350,9 +350,11 @@ class Store:
         Raises
         ------
         StoreError
-            If the name is taken, or there is no such snapshot.
+            If the name is taken or is no name, or there is no such snapshot.
         """
         self._require_writable()
+        if not name.strip() or "/" in name:
+            raise StoreError(f"{self.url}: {name!r} cannot be a tag; give a name without '/', such as 'thesis-v1'")
         taken = self.tags()
         if name in taken:
             raise StoreError(f"{self.url}: tag {name!r} names snapshot {taken[name]} already; choose another name")
@@ -375,23 +377,6 @@ class Store:
     def _require_writable(self) -> None:
         if self.readonly:
             raise StoreError(f"{self.url}: the store was opened with readonly=True; open it without to write")
-
-
-def _wanted(
-    cube: schema.Cube,
-    run: str,
-    series: str,
-    samples: SampleCoords,
-    settings: Mapping[str, Any],
-    exposure: Mapping[int, Sequence[int]] | None,
-    variables: Iterable[str] | None,
-    positions: Iterable[int] | None,
-) -> Wanted:
-    names = None if variables is None else tuple(variables)
-    named = None if positions is None else frozenset(positions)
-    wanted = Wanted(cube, run, series, samples, settings, exposure, names, named)
-    layout.check(wanted)
-    return wanted
 
 
 def _reopen(
