@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,29 @@ def test_links__lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+COMMANDS = sorted(
+    {
+        line.partition("  #")[0].strip()
+        for page in (ROOT / "README.md", *PAGES)
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.S)
+        for line in block.splitlines()
+        if line.startswith("neurolens ")
+    }
+)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands__are_ones_that_there_are(line):
+    from typer.main import get_command
+
+    from neurolens.cli import app
+
+    command, words = get_command(app), shlex.split(line)[1:]
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    command.make_context(line, words)  # fails on an unknown option, and on arguments too many or too few
 
 
 @pytest.fixture(scope="module")
