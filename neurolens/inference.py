@@ -5,6 +5,16 @@ from typing import Any
 
 import numpy as np
 
+from neurolens.errors import SchemaError
+
+
+def require_resampling(bootstrap: int, confidence: float) -> None:
+    """Raise SchemaError unless there can be so many resamples and such an interval."""
+    if bootstrap < 0:
+        raise SchemaError(f"bootstrap={bootstrap} is no number of resamples; give 0 for none, or e.g. 1000")
+    if not 0 < confidence < 1:
+        raise SchemaError(f"confidence={confidence} is no coverage; give a number between 0 and 1, e.g. 0.95")
+
 
 def bootstrap_counts(n: int, resamples: int, seed: int) -> Iterator[Any]:
     """Yield, per resample, how often each of ``n`` samples is drawn (int64 (n,), summing to n).

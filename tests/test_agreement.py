@@ -72,3 +72,9 @@ def test_agreement__explains_what_it_needs():
         agreement(scores()[["a"]])
     with pytest.raises(SchemaError, match="did you mean 'spearman'"):
         agreement(scores(), method="spearmann")
+
+
+def test_agreement_pearson__of_an_infinite_score_is_nan():
+    scores = xr.Dataset({"a": ("sample", [np.inf, 2, 3]), "b": ("sample", [2.0, 1, 5])})
+    assert np.isnan(agreement(scores, method="pearson", bootstrap=0)["correlation"].sel(score="a", other="b"))
+    assert float(agreement(scores, bootstrap=0)["correlation"].sel(score="a", other="b")) == pytest.approx(0.5)

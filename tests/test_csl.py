@@ -217,3 +217,23 @@ def test_csl__in_strips_and_threads_equals_a_plain_sum(monkeypatch, dtype):
     values[3, 0] = values[7, -1] = np.nan
     with pytest.raises(MissingMeasurementError, match="epochs 3, 7"):
         csl(cube(loss=values))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda ds: csl(ds, compat="lite"), "compat='lite' is unknown; known: 'seed'"),
+        (lambda ds: csl(ds, missing="skip"), "missing='skip' is unknown"),
+        (
+            lambda ds: curvature(ds.rename(loss="curvature"), how="median"),
+            "how='median' is unknown; did you mean 'mean'",
+        ),
+        (
+            lambda ds: csl(scheduled(ds).astype(float).assign_coords(exposed=scheduled(ds).exposed * 1.0)),
+            "float64.*NaN",
+        ),
+    ],
+)
+def test_reductions__refuse_options_that_would_be_ignored(call, said):
+    with pytest.raises(SchemaError, match=said):
+        call(random_cube())

@@ -75,3 +75,18 @@ def test_evaluate_detection__explains_what_it_needs():
         evaluate_detection(over_samples(SCORE), over_samples(FLAGS).assign_coords(sample=list("abcdefghij")))
     with pytest.raises(SchemaError, match="dims"):
         evaluate_detection(over_samples(SCORE).expand_dims(epoch=2), over_samples(FLAGS))
+
+
+def test_evaluate_detection__leaves_out_samples_of_unknown_label_quality():
+    flags = over_samples(np.where(np.arange(10) == 4, np.nan, FLAGS))
+    known = np.arange(10) != 4
+    xr.testing.assert_allclose(
+        evaluate_detection(over_samples(SCORE), flags),
+        evaluate_detection(over_samples(SCORE)[known], over_samples(FLAGS)[known]),
+    )
+
+
+@pytest.mark.parametrize("options", [{"bootstrap": -1}, {"confidence": 95}])
+def test_evaluate_detection__refuses_resampling_that_cannot_be(options):
+    with pytest.raises(SchemaError, match=r"give (0 for none|a number between 0 and 1)"):
+        evaluate_detection(over_samples(SCORE), over_samples(FLAGS), **options)

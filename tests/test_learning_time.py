@@ -22,7 +22,7 @@ CHUNKS = [{"epoch": 1}, {"sample": 2}, {"epoch": 3, "sample": 3}]
 def cube(**variables):
     epochs, samples = next(iter(variables.values())).shape
     return xr.Dataset(
-        {k: (("epoch", "sample"), v) for k, v in variables.items()},
+        {k: (("epoch", "sample"), v.copy()) for k, v in variables.items()},
         coords={"epoch": np.arange(epochs), "sample": [f"s{i}" for i in range(samples)]},
     )
 
@@ -293,3 +293,26 @@ def test_learning_time__ends_at_the_running_means_worked_on_paper(sample):
     ds = cube(grad_norm=GRAD)
     tie, above = (float(learning_time(ds, tau=t).learning_time[sample]) for t in (last, last * (1 + 1e-9)))
     assert tie - above == 0.25, "the last running mean is one of four, and differs from the others"
+
+
+@pytest.mark.parametrize("chunks", [None, {"epoch": 1}])
+def test_learning_time__of_an_infinite_gradient_is_what_the_definition_says(chunks):
+    ds = cube(grad_norm=GRAD.copy())
+    ds["grad_norm"][1, 2] = np.inf
+    result = learning_time(ds if chunks is None else ds.chunk(chunks)).compute()
+    assert float(result["learning_tau"]) == np.inf
+    np.testing.assert_array_equal(result["learning_time"], [0, 0, 0.75, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tau": float("nan")}, "tau=nan is no threshold"),
+        ({"compat": "lite"}, "compat='lite' is unknown"),
+        ({"samples": 0}, "no samples to take tau from"),
+    ],
+)
+def test_learning_time__says_what_it_cannot_start_from(options, said):
+    ds = cube(grad_norm=GRAD).isel(sample=slice(options.pop("samples", None)))
+    with pytest.raises(SchemaError, match=said):
+        learning_time(ds, **options)

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from neurolens.samples import kernels
-from neurolens.samples.inputs import Exposure, Inputs, OnMissing, inputs
+from neurolens.samples.inputs import Exposure, Inputs, OnMissing, choice, inputs
 from neurolens.samples.scan import Block, Rule, State, divide
 
 
@@ -47,6 +47,7 @@ def csl(
     ----------
     Ravikumar et al., ICML 2025.
     """
+    choice("compat", compat or "seed", "seed")
     given = inputs(ds, "loss", dim=dim, exposure="all" if compat == "seed" else exposure, missing=missing)
     if compat == "seed":
         total, count = given.fold(Rule(_start_sums32, _step_sums32, _finish_sums), 2)
@@ -151,6 +152,7 @@ def curvature(
     ----------
     Garg et al. 2023, "Memorization Through the Lens of Curvature of Loss Function Around Samples".
     """
+    choice("how", how, "mean", "sum")
     given = inputs(ds, "curvature", dim=dim, exposure=exposure, missing=missing)
     total, count = _sums(given, 1)
     return given.result(total if how == "sum" else divide(total, count), "curvature")

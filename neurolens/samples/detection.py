@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from neurolens.errors import DataError, SchemaError
-from neurolens.inference import bootstrap_counts, percentile_interval
+from neurolens.inference import bootstrap_counts, percentile_interval, require_resampling
 
 METRICS = {
     "auroc": "area under the receiver operating characteristic",
@@ -28,8 +28,8 @@ def evaluate_detection(
     Parameters
     ----------
     score : (sample,), any units
-        Higher is more suspect: negate `aum` or `confidence`. Samples with NaN are left out, and counted.
-    is_mislabelled : (sample,), bool
+        Higher is more suspect: negate `aum` or `confidence`. Samples with NaN are left out.
+    is_mislabelled : (sample,), bool, or numbers with NaN where it is not known
     bootstrap : int
         Resamples of the samples for percentile intervals; 0 for none.
     confidence : float
@@ -41,12 +41,12 @@ def evaluate_detection(
     -------
     Dataset, lazy if an input is
         `auroc`, `aupr`, `fpr95` (), 1; with ``bootstrap`` also `<metric>_interval` (bound) with `low` and `high`;
-        `n_scored` and `n_mislabelled`, the samples that had a score.
+        `n_scored` and `n_mislabelled`, the samples that count.
 
     Raises
     ------
     SchemaError
-        If the two are not both over `sample`, or cover different samples.
+        If the two are not both over `sample`, or cover different samples, or an option is out of its range.
     DataError
         If all or none of the scored samples are mislabelled.
 
@@ -54,6 +54,7 @@ def evaluate_detection(
     ----------
     AUPR by trapezoids over (recall, precision), from (0, 1), as the CSL authors compute it.
     """
+    require_resampling(bootstrap, confidence)
     for name, array in (("score", score), ("is_mislabelled", is_mislabelled)):
         if array.dims != ("sample",):
             raise SchemaError(f"{name} has dims {array.dims}; it needs ('sample',)")
@@ -99,7 +100,7 @@ def _same(score: xr.DataArray, flags: xr.DataArray) -> bool:
 
 
 def _evaluate(score: Any, flags: Any, *, bootstrap: int, confidence: float, seed: int) -> Any:
-    here = ~np.isnan(score)
+    here = ~(np.isnan(score) | np.isnan(flags.astype(float)))
     score, flags = score[here], flags[here].astype(bool)
     if not 0 < flags.sum() < len(flags):
         raise DataError(

@@ -178,6 +178,8 @@ def compare(score: xr.DataArray, external: xr.DataArray, *, top: int = 5000) -> 
     Ravikumar et al. 2025: cosine over all samples and over the 5 000 with the highest memorisation score.
     """
     _paired(score, external)
+    if top < 1:
+        raise SchemaError(f"top={top} leaves no samples; give at least 1")
     table = xr.apply_ufunc(
         _likeness,
         *(_bare(a) for a in (score, external)),
@@ -222,6 +224,8 @@ def binned_curve(
         If the two do not cover the same samples in the same order.
     """
     _paired(score, external)
+    if bins < 1:
+        raise SchemaError(f"bins={bins} is no number of bins; give at least 1")
     table = xr.apply_ufunc(
         _binned,
         *(_bare(a) for a in (score, external)),

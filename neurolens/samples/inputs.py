@@ -85,8 +85,8 @@ def inputs(
     MissingMeasurementError
         If the variable was not measured at all, or its stored counts show positions without it.
     """
-    _choice("exposure", exposure, ("respect", "all"))
-    _choice("missing", missing, ("error", "drop"))
+    choice("exposure", exposure, "respect", "all")
+    choice("missing", missing, "error", "drop")
     series = schema.require(ds, variable, dim=dim)
     if "sample" not in ds[variable].dims:
         raise SchemaError(f"{variable!r} has dims {ds[variable].dims}; it needs 'sample' among them")
@@ -102,6 +102,11 @@ def inputs(
         exposed = _all_exposed(ds, series)
     codes = None
     if exposed is not None:
+        if exposed.dtype.kind not in "biu":
+            raise SchemaError(
+                f"`exposed` is {exposed.dtype}, and True or False is needed (reindexing turns it into NaN); "
+                'take it from the store anew, or pass exposure="all"'
+            )
         if "label" not in ds.coords:
             raise SchemaError(
                 'classes matter here but ds has no `label` coordinate on `sample`; add it, or pass exposure="all"'
@@ -112,9 +117,10 @@ def inputs(
     return Inputs(ds, series, variable, report, exposed, codes, attrs)
 
 
-def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
+def choice(name: str, value: str, *known: str) -> None:
+    """Raise SchemaError unless an option has one of the values it may have."""
     if value not in known:
-        raise SchemaError(f"{name}={value!r} is unknown; {nearest(value, known)}")
+        raise SchemaError(f"{name}={value!r} is unknown; {nearest(str(value), known)}")
 
 
 def _all_exposed(ds: xr.Dataset, series: str) -> xr.DataArray:

@@ -10,7 +10,7 @@ import xarray as xr
 from neurolens import schema
 from neurolens.errors import SchemaError
 from neurolens.samples import kernels
-from neurolens.samples.inputs import Exposure, Inputs, OnMissing, inputs, stored_counts
+from neurolens.samples.inputs import Exposure, Inputs, OnMissing, choice, inputs, stored_counts
 from neurolens.samples.scan import Block, Rule, State, as_block, divide, share, threads
 
 da: Any = dask.array  # its functions are not typed
@@ -74,7 +74,12 @@ def learning_time(
     ----------
     Ravikumar et al., ICML 2025. tau in closed form: Σ_s w_s mean(g_s), w_s = (1/T) Σ_{t ≥ s} 1/t.
     """
+    choice("compat", compat or "seed", "seed")
     seed = compat == "seed"
+    if tau is not None and not np.isfinite(tau):
+        raise SchemaError(f"tau={tau} is no threshold; give a finite number, or leave it out to take it from the data")
+    if tau is None and not ds.sizes.get("sample", 1):
+        raise SchemaError("there are no samples to take tau from; select at least one, or give tau")
     if per_class and (tau is not None or seed):
         raise SchemaError(f"per_class=True takes its thresholds from the data; leave out {'compat' if seed else 'tau'}")
     given = inputs(
@@ -122,7 +127,7 @@ def learning_time(
 
 
 def _limit(tau: Any) -> Any:
-    return tau - TIE * abs(tau)
+    return tau * (1 - TIE * np.sign(tau))
 
 
 def _closed_weights(rows: int) -> Any:

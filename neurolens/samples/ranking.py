@@ -5,8 +5,9 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from neurolens.errors import SchemaError, nearest
-from neurolens.inference import bootstrap_counts, percentile_interval
+from neurolens.errors import SchemaError
+from neurolens.inference import bootstrap_counts, percentile_interval, require_resampling
+from neurolens.samples.inputs import choice
 
 
 def agreement(
@@ -37,19 +38,19 @@ def agreement(
     -------
     Dataset, lazy if ``scores`` is
         `correlation` (score, other) in [−1, 1]; with ``bootstrap`` also `low` and `high`; `n_samples`, those counted.
-        NaN for a score that is constant.
+        NaN for a score that is constant or, with ``pearson``, infinite somewhere.
 
     Raises
     ------
     SchemaError
-        If fewer than two scores are over `sample` alone.
+        If fewer than two scores are over `sample` alone, or an option is not one of its values.
 
     References
     ----------
     Spearman 1904; Efron and Tibshirani 1993, section 13.3.
     """
-    if method not in ("spearman", "pearson"):
-        raise SchemaError(f"method={method!r} is unknown; {nearest(method, ('spearman', 'pearson'))}")
+    choice("method", method, "spearman", "pearson")
+    require_resampling(bootstrap, confidence)
     names = [str(name) for name, array in scores.data_vars.items() if array.dims == ("sample",)]
     if len(names) < 2:
         raise SchemaError(f"agreement needs two scores over 'sample', found {names}; merge them into one Dataset")
@@ -93,7 +94,8 @@ def _correlate(*columns: Any, ranks: bool, bootstrap: int, confidence: float, se
 
     def once(weights: Any) -> Any:
         moved = np.stack([_mid_ranks(*t, weights) for t in ties], axis=-1) if ranks else values
-        return _weighted_correlation(moved, weights)
+        with np.errstate(invalid="ignore"):  # an infinite score has no linear correlation
+            return _weighted_correlation(moved, weights)
 
     result[0] = once(np.ones(n))
     if bootstrap:

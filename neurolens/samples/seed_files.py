@@ -17,9 +17,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from neurolens import schema
-from neurolens.errors import DataError, MissingMeasurementError, SchemaError, nearest
+from neurolens.errors import DataError, MissingMeasurementError, nearest
 from neurolens.samples.cumulative import csl
-from neurolens.samples.inputs import OnMissing, stored_counts
+from neurolens.samples.inputs import OnMissing, choice, stored_counts
 from neurolens.samples.learning import learning_time
 from neurolens.store.repository import explained
 
@@ -77,10 +77,8 @@ def read_samples(
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give the one that holds loss_{dataset}_….npy")
-    if gradient not in GRADIENTS:
-        raise SchemaError(f"gradient={gradient!r} is unknown; {nearest(gradient, GRADIENTS)}")
-    if scheme not in (None, "plain", "run"):
-        raise SchemaError(f"scheme={scheme!r} is unknown; {nearest(str(scheme), ('plain', 'run'))}")
+    choice("gradient", gradient, *GRADIENTS)
+    choice("scheme", scheme or "run", "plain", "run")
     found, notes = _find(folder, dataset, run, noise, scheme)
     kept = sorted(e for e in found["loss"] if (start is None or e >= start) and (end is None or e <= end))
     kept = [e for e in kept if (e - (kept[0] if start is None else start)) % stride == 0]
@@ -259,8 +257,8 @@ def export_csl(
     StoreError
         If the folder cannot be written.
     """
-    if compat not in (None, "seed"):
-        raise SchemaError(f"compat={compat!r} is unknown; {nearest(str(compat), ('seed',))}")
+    choice("compat", compat or "seed", "seed")
+    choice("missing", missing, "error", "drop")
     dim = schema.require(ds, "loss")
     if "position" in ds.coords:  # the reference's files go by position, and a store keeps samples as they arrived
         ds = ds.isel(sample=np.argsort(ds.coords["position"].values, kind="stable"))
