@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from prefect import task
 from prefect.artifacts import (
@@ -20,18 +21,20 @@ from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import task_run
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 from neurolens import rows
-from neurolens.errors import DataError, MissingExtraError
+from neurolens.errors import DataError, MissingExtraError, StudyError
 from neurolens.study import Study
 
 MAX_TASKS = 45  # with 100 task runs in a flow run, Prefect on SQLite answers 503; with 50 it does not
 MAX_TABLE = 500
 GPU_LIMIT = "neurolens-gpu"  # tasks on a GPU take one slot of this concurrency limit, where there is one
 BACKOFF_SECONDS = 2.0
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Listener(Protocol):
@@ -121,6 +124,30 @@ def task_runner(study: Study) -> TaskRunner[Any]:
     return DaskTaskRunner(address=study.compute.dask)
 
 
+@contextlib.contextmanager
+def server_for_workers(study: Study) -> Iterator[None]:
+    """Have the workers of a dask cluster talk to the Prefect server of this run, and not start one each.
+
+    Raises
+    ------
+    StudyError
+        If that server is a temporary one, which only this machine reaches, and the cluster is elsewhere.
+    """
+    if study.compute.dask is None or get_current_settings().api.url is not None:
+        yield
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    address = urlsplit(study.compute.dask)
+    if address.scheme != "inproc" and address.hostname not in LOOPBACK:
+        raise StudyError(
+            f"compute.dask is {study.compute.dask!r}, and its workers cannot reach the temporary Prefect server of "
+            "this run; start one with `prefect server start --host 0.0.0.0` and set PREFECT_API_URL to its address"
+        )
+    with temporary_settings({PREFECT_API_URL: SubprocessASGIServer().api_url}):
+        yield
+
+
 def retryable(task: Any, run: Any, state: State[Any]) -> bool:
     """Tell whether a failed task is worth another try: after an I/O error, and never after bad input."""
     error = state.result(raise_on_failure=False)
@@ -183,7 +210,7 @@ def run_cube(study: Study, cube: str) -> State[Any]:
     for listener in listeners():
         listener.planned(plan)
     tally = _Tally()
-    with listening(tally), task_runner(study) as runner:
+    with server_for_workers(study), listening(tally), task_runner(study) as runner:
         futures: list[PrefectFuture[Any]] = []
         if plan.count("done"):
             futures.append(runner.submit(up_to_date, parameters={"count": plan.count("done")}))
@@ -225,15 +252,23 @@ def _follow(study: Study, futures: list[PrefectFuture[Any]], plan: rows.Plan, ta
     while pending:
         done, _ = wait(pending, timeout=1.0)
         pending = [future for future in pending if future not in done]
+        for future in done:
+            _tell(future, tally)
         update_progress_artifact(artifact, 100.0 * min(1.0, len(tally.results) / total))
     for future in futures:
         outcome = future.result(raise_on_failure=False)
         if isinstance(outcome, BaseException):
             raise outcome
-        if isinstance(outcome, list):
-            for result in outcome:
-                tally.finished(result)
     update_progress_artifact(artifact, 100.0)
+
+
+def _tell(future: PrefectFuture[Any], tally: _Tally) -> None:
+    """Tell of the rows of a task that ended in another process: nobody heard of them there."""
+    outcome = future.result(raise_on_failure=False)
+    for result in outcome if isinstance(outcome, list) else ():
+        if result.row.id not in tally.results:
+            for listener in listeners():
+                listener.finished(result)
 
 
 def _conclude(study: Study, plan: rows.Plan, tally: _Tally) -> State[Any]:

@@ -5,9 +5,11 @@ from uuid import UUID
 
 import conftest
 import pytest
+from distributed import LocalCluster
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from neurolens import rows
 from neurolens.errors import StudyError
@@ -138,6 +140,26 @@ def test_refresh__fails_where_a_flow_failed(make_study: MakeStudy) -> None:
     assert state.is_failed()
     assert state.message is not None
     assert "epoch 1" in state.message
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_samples__runs_on_a_dask_cluster_and_tells_of_its_rows_here(make_study: MakeStudy) -> None:
+    path = make_study(checkpoints=3)
+    (path.parent / "checkpoints" / "epoch_1.pt").write_text("nothing")
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        state, ear = run(load_study(path, overrides=(f"compute.dask={cluster.scheduler_address}",)))
+    assert state.is_failed()
+    assert sorted((r.row.position, r.outcome) for r in ear.results) == [(0, "computed"), (1, "failed"), (2, "computed")]
+
+
+def test_server_for_workers__is_not_a_temporary_one_for_a_cluster_elsewhere(make_study: MakeStudy) -> None:
+    study = load_study(make_study(), overrides=("compute.dask=tcp://cluster.example:8786",))
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(StudyError, match="PREFECT_API_URL"),
+        running.server_for_workers(study),
+    ):
+        pass
 
 
 def test_refresh__needs_one_study() -> None:
