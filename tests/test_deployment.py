@@ -26,7 +26,7 @@ from neurolens.study import load_study
 
 FILE = Path(__file__).parent.parent / "deployments" / "prefect.yaml"
 COMPOSE = FILE.with_name("compose.yaml")
-INTERVAL = 10
+INTERVAL = 15
 
 
 def deployment() -> dict[str, Any]:
@@ -86,10 +86,10 @@ def test_refresh__a_scheduled_run_measures_a_checkpoint_added_meanwhile(
     with running(["server", "start", "--host", "127.0.0.1", "--port", port], environment, path.parent):
         wait_for(lambda: healthy(api), seconds=180)
         command("work-pool", "create", "local", "--type", "process", environment=environment, folder=path.parent)
-        deploy = ("--no-prompt", "deploy", "--all", "--prefect-file", str(chosen))
-        command(*deploy, environment=environment, folder=path.parent)
         conftest.write_checkpoint(path.parent, 2)
-        with running(["worker", "start", "--pool", "local"], environment, path.parent):
+        with running(["worker", "start", "--pool", "local"], environment, path.parent):  # starts while it is deployed
+            deploy = ("--no-prompt", "deploy", "--all", "--prefect-file", str(chosen))
+            command(*deploy, environment=environment, folder=path.parent)
             finished = wait_for(lambda: [run for run in runs(api) if run.state and run.state.is_final()], seconds=180)
     assert finished[0].state is not None
     assert finished[0].state.is_completed(), finished[0].state.message
