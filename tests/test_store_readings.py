@@ -209,7 +209,7 @@ def test_plot__says_what_a_failed_checkpoint_leaves_out(make_study, tmp_path):
     assert result.exit_code == 0, result.output
     assert "Mean loss stands here instead of cumulative loss" in " ".join(result.output.split())
     result = CliRunner().invoke(app, ["show", str(path)])
-    assert "failed epoch 1, forward" in " ".join(result.output.split())
+    assert "failed epoch 1: " in " ".join(result.output.split())
 
 
 def imported(epochs, folder, n=24):
