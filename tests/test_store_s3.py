@@ -149,3 +149,8 @@ def test_open_store__without_boto3_names_the_extra(url, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(MissingExtraError, match=r"neurolens\[s3\]"):
         open_store(url, create=True)
+
+
+def test_open_store__whose_server_is_not_there_says_so(url):
+    with pytest.raises(StoreError, match="cannot be reached; check the endpoint and the network"):
+        open_store(url, endpoint="http://127.0.0.1:9", readonly=True)
