@@ -1,6 +1,7 @@
 """Learning time: for how much of the series a sample's running mean gradient norm stays at or above a threshold."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import dask.array
@@ -99,12 +100,14 @@ def learning_time(
         below, count, means = given.fold(_SEED, 3, given=(threshold,), more=("loss",))
     elif given.plain:
         weights = _closed_weights(len(given.missing.labels))
+        check = None
         if stored is not None:
-            threshold = float(weights @ stored[0].sum(axis=1) / stored[1].sum())
+            sums = stored[0].sum(axis=1) / stored[1].sum()
+            threshold = float(weights @ sums)
+            check = _check_weights(sums, threshold)
         elif tau is None:
             threshold = (weights * _row_sums(given)).sum() / ds.sizes["sample"]
-        checked = weights if stored is not None else None
-        below, count, means = given.fold(_PLAIN, 3, given=(_limit(threshold), checked))
+        below, count, means = given.fold(_PLAIN, 3, given=(_limit(threshold), check))
     else:
         if stored is not None:
             threshold = _closed_tau(*stored, per_class)
@@ -132,6 +135,17 @@ def _limit(tau: Any) -> Any:
 
 def _closed_weights(rows: int) -> Any:
     return np.cumsum(1.0 / np.arange(rows, 0, -1))[::-1] / rows
+
+
+def _check_weights(sums: Any, tau: float) -> Any:
+    """Weigh the running sum at some rows, so that unaltered data gives tau again without another read of it."""
+    rows = len(sums)
+    stride = 1 if rows <= 2 * kernels.ROWS else kernels.ROWS * -(-rows // (8 * kernels.ROWS))
+    marks = np.unique([*range(stride - 1, rows, stride), rows - 1])
+    weights = np.zeros(rows)
+    weights[marks] = rows / (marks + 1)
+    found = float(weights @ np.cumsum(sums)) / rows
+    return weights * (tau / found) if found else weights
 
 
 def _closed_tau(sums: Any, sizes: Any, exposed: Any, per_class: bool) -> Any:
@@ -244,18 +258,20 @@ def _strip_sums(block: Block, width: int) -> Any:
     return sums
 
 
-def _start_plain(width: int, codes: Any, tau: Any, weights: Any) -> State:
-    return float(tau), weights, np.zeros(width), np.zeros(width, np.int32), np.zeros(2)
+def _start_plain(width: int, codes: Any, tau: Any, check: Any) -> State:
+    return float(tau), check, np.zeros(width), np.zeros(width, np.int32), np.zeros(2)
 
 
 def _step_plain(state: State, blocks: tuple[Block, ...], exposed: Any, done: int) -> Any:
-    tau, weights, total, below, seen = state
-    kernels.running(*blocks[0], done, tau, total, below)
-    rows = len(blocks[0].values)
+    tau, check, total, below, seen = state
+    values, at = blocks[0]
+    rows = len(values)
+    marks = [] if check is None else (np.flatnonzero(check[done : done + rows]) + 1).tolist()
+    for low, high in pairwise(dict.fromkeys([0, *marks, rows])):
+        kernels.running(values[low:high], at, done + low, tau, total, below)
+        if check is not None:
+            seen[1] += check[done + high - 1] * total.sum()
     seen[0] = done + rows
-    if weights is not None:
-        sums = _strip_sums(blocks[0], len(total))
-        seen[1] += weights[done : done + rows] @ sums * len(weights)
     return blocks[0].missing(len(total)) if np.isnan(total).any() else ()
 
 
