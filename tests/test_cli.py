@@ -235,6 +235,35 @@ def test_show__tells_of_a_store_that_is_not_there(tmp_path: Path) -> None:
     assert "there is no store" in result.stderr
 
 
+def test_commands__tell_a_study_from_a_store(make_study: MakeStudy) -> None:
+    path = measured(make_study())
+    store = load_study(path).store.url
+    for words, says in (
+        (("status", store), "is a store, and the file of a study was needed"),
+        (("run", "s3://bucket/run"), "is a store, and the file of a study was needed"),
+        (("show", path.parent), f"name the study in it: {path}"),
+        (("show", store, "--profile", "quick"), "--profile goes with a study file"),
+        (("plot", store, "--profile", "quick"), "--profile goes with a study file"),
+        (("run", path, "--only", ""), "there is no flow ''"),
+    ):
+        result = call(*words)
+        assert result.exit_code == 2, result.output
+        assert says in result.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize("command", [("show",), ("doctor",), ("maintain",), ("tag", "v1"), ("export", "zarr", "out")])
+def test_commands__take_the_store_of_a_profile(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    path = make_study(checkpoints=0)
+    path.write_text(path.read_text() + '[profiles.quick.store]\nurl = "quick.icechunk"\n')
+    monkeypatch.chdir(path.parent)
+    words = [*command[:2], path, command[2]] if command[0] == "export" else [command[0], path, *command[1:]]
+    result = call(*words, "--profile", "quick")
+    assert result.exit_code == 2
+    assert "quick.icechunk" in result.output
+
+
 def test_init__writes_a_study_that_loads(tmp_path: Path) -> None:
     path = tmp_path / "new" / "study.toml"
     path.parent.mkdir()

@@ -1,6 +1,7 @@
 """What every command shares: the console, and how errors are told."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from neurolens.errors import NeurolensError
+from neurolens.errors import NeurolensError, StudyError
 
 if TYPE_CHECKING:
-    from neurolens.study import StoreTable
+    from neurolens.study import StoreTable, Study
 
 BAD_INPUT = 2
 ROWS_FAILED = 1
@@ -68,8 +69,36 @@ def complain(text: str) -> None:
     complaints.print(f"[bold red]error[/]: {escape(text)}")
 
 
-def store_of(run: str) -> "StoreTable":
-    """Return the store that a RUN argument means."""
-    from neurolens.study import StoreTable, load_study
+def study_in(path: Path, profile: str | None = None, overrides: list[str] | None = None) -> "Study":
+    """Load the study that a STUDY argument names.
 
-    return load_study(run).store if run.endswith(".toml") else StoreTable(url=run)
+    Raises
+    ------
+    StudyError
+        If it is wrong, or a store is named in its place.
+    """
+    from neurolens.study import load_study
+
+    if str(path).startswith("s3:") or (path / "refs").is_dir():
+        raise StudyError(f"{path} is a store, and the file of a study was needed; `neurolens show` tells of a store")
+    return load_study(path, profile=profile, overrides=tuple(overrides or ()))
+
+
+def store_of(run: str, profile: str | None = None) -> "StoreTable":
+    """Return the store that a RUN argument means.
+
+    Raises
+    ------
+    StudyError
+        If it is neither a store nor the file of a study.
+    """
+    from neurolens.study import StoreTable
+
+    if run.endswith(".toml"):
+        return study_in(Path(run), profile).store
+    if profile is not None:
+        raise StudyError(f"--profile goes with a study file, and {run} is a store; name the file, or leave it out")
+    studies = sorted(Path(run).glob("*.toml")) if not (Path(run) / "refs").is_dir() else []
+    if studies:
+        raise StudyError(f"{run} is a folder and no store; name the study in it: {studies[0]}")
+    return StoreTable(url=run)

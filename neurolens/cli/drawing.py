@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neurolens.cli.console import Profile, Run, say, store_of
+from neurolens.cli.console import Profile, Run, say, store_of, study_in
 from neurolens.errors import DataError, MissingMeasurementError
 
 if TYPE_CHECKING:
@@ -45,11 +45,9 @@ def report(
 
 def study_of(run: str, profile: str | None) -> "tuple[Study | None, Any]":
     """Return the study that a RUN argument names, if it is one, and the store."""
-    from neurolens.study import load_study
-
     if not run.endswith(".toml"):
-        return None, store_of(run)
-    study = load_study(run, profile=profile)
+        return None, store_of(run, profile)
+    study = study_in(Path(run), profile)
     return study, study.store
 
 

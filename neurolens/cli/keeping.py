@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from neurolens.cli.console import BAD_INPUT, Overrides, Profile, Run, console, say, store_of
+from neurolens.cli.console import BAD_INPUT, Overrides, Profile, Run, console, say, store_of, study_in
 from neurolens.errors import StudyError, nearest
 
 exports = typer.Typer(no_args_is_help=True, help="Write a run's numbers for other programs.")
@@ -24,23 +24,23 @@ def init(
     say(f"wrote {written}; next: neurolens run {written}")
 
 
-def tag(run: Run, name: Annotated[str, typer.Argument(help="The tag, e.g. thesis-v1.")]) -> None:
+def tag(
+    run: Run, name: Annotated[str, typer.Argument(help="The tag, e.g. thesis-v1.")], profile: Profile = None
+) -> None:
     """Name the present state of a run for good."""
     from neurolens.store import open_store
 
-    place = store_of(run)
+    place = store_of(run, profile)
     store = open_store(place.url, endpoint=place.endpoint, region=place.region)
     snapshot = store.tag(name)
     say(f"{name} is snapshot {snapshot}: neurolens.open_run({store.url!r}, tag={name!r})")
 
 
-def doctor(
-    run: Run,
-) -> None:
+def doctor(run: Run, profile: Profile = None) -> None:
     """Probe a store, or the place for one: can it be read, written, shared and trusted from here?"""
     from neurolens.store.doctor import doctor as probe
 
-    place = store_of(run)
+    place = store_of(run, profile)
     checks = probe(place.url, endpoint=place.endpoint, region=place.region)
     for check in checks:
         console.print(f"[green]ok[/]      {check.name}: " if check.ok else f"[red]not ok[/]  {check.name}: ", end="")
@@ -55,11 +55,12 @@ def maintain(
         float | None, typer.Option("--expire-days", help="Let snapshots older than this expire; tags stay.")
     ] = None,
     grace_days: Annotated[float, typer.Option("--grace-days", help="Never delete objects younger than this.")] = 1.0,
+    profile: Profile = None,
 ) -> None:
     """Look after a store: build tiles, let old snapshots expire, and free what nothing refers to."""
     from neurolens.store.maintain import maintain as look_after
 
-    place = store_of(run)
+    place = store_of(run, profile)
     done = look_after(
         place.url,
         expire=None if expire_days is None else datetime.timedelta(days=expire_days),
@@ -79,11 +80,12 @@ def export_zarr(
     path: Annotated[Path, typer.Argument(help="The folder to make.")],
     tag: Annotated[str | None, typer.Option("--tag", help="Export this tag instead of the newest state.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    profile: Profile = None,
 ) -> None:
     """Write a run as plain, consolidated Zarr: opened by xarray without neurolens."""
     from neurolens.store.export import export_zarr as export
 
-    place = store_of(run)
+    place = store_of(run, profile)
     written = export(place.url, path, tag=tag, endpoint=place.endpoint, region=place.region, overwrite=overwrite)
     say(f"wrote {written}: xarray.open_datatree({str(written)!r}, engine='zarr', chunks={{}})")
 
@@ -100,6 +102,7 @@ def export_csl(
         str, typer.Option("--missing", help="Where an epoch lacks losses or gradients: 'error', or 'drop' it.")
     ] = "error",
     compat: Annotated[str | None, typer.Option("--compat", help="'seed': the reference's arithmetic.")] = None,
+    profile: Profile = None,
 ) -> None:
     """Write cumulative loss and learning time as the reference does: csl_*.npy, lt_*.npy, metrics_*.json."""
     import xarray as xr
@@ -110,7 +113,7 @@ def export_csl(
         raise StudyError(f"--compat {compat!r} is unknown; {nearest(compat, ['seed'])}")
     if missing not in ("error", "drop"):
         raise StudyError(f"--missing {missing!r} is unknown; {nearest(missing, ['error', 'drop'])}")
-    place = store_of(run)
+    place = store_of(run, profile)
     options = {"endpoint": place.endpoint, "region": place.region}
     ds = xr.open_dataset(place.url, group="samples", engine="neurolens", chunks={}, backend_kwargs=options)
     name = dataset or str(ds.attrs.get("data", "data")).replace(":", "_")
@@ -147,9 +150,8 @@ def import_samples(
     from neurolens import rows
     from neurolens.rows.adopting import adopt
     from neurolens.samples.seed_files import read_samples
-    from neurolens.study import load_study
 
-    loaded = load_study(study, profile=profile, overrides=tuple(overrides or ()))
+    loaded = study_in(study, profile, overrides)
     ds, notes = read_samples(
         folder, dataset=dataset or loaded.data.source, run=run_index, noise=noise, scheme=scheme, gradient=gradient
     )

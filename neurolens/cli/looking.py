@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from neurolens.cli.console import Overrides, Profile, Run, console, listing, say, store_of
+from neurolens.cli.console import Overrides, Profile, Run, console, listing, say, store_of, study_in
 
 if TYPE_CHECKING:
     from neurolens.rows import Plan, Row
@@ -26,9 +26,8 @@ def status(
     """Show what is done, missing, stale or failed, and why: cubes × checkpoints. Nothing is computed or written."""
     from neurolens import rows
     from neurolens.checkpoint_files import spans
-    from neurolens.study import load_study
 
-    loaded = load_study(study, profile=profile, overrides=tuple(overrides or ()))
+    loaded = study_in(study, profile, overrides)
     store = rows.open_for_reading(loaded)
     plans = [rows.plan(rows.gather(loaded, cube), store) for cube in rows.cubes(loaded)]
     if as_json:
@@ -91,13 +90,14 @@ def _as_dict(plan: "Plan") -> dict[str, Any]:
 def show(
     run: Run,
     history: Annotated[int, typer.Option("--history", help="How many snapshots to list.")] = 5,
+    profile: Profile = None,
 ) -> None:
     """Show what is in a run: variables and their sizes, provenance, tags and history."""
     from neurolens.checkpoint_files import spans
     from neurolens.schema import CUBES
     from neurolens.store import open_store
 
-    place = store_of(run)
+    place = store_of(run, profile)
     store = open_store(place.url, endpoint=place.endpoint, region=place.region, readonly=True)
     console.print(f"[bold]{escape(str(store.attributes().get('run')))}[/]  {escape(store.url)}")
     for cube in CUBES.values():

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from neurolens.cli import serving
-from neurolens.cli.console import ROWS_FAILED, Overrides, Profile, complain, console, say
+from neurolens.cli.console import ROWS_FAILED, Overrides, Profile, complain, console, say, study_in
 from neurolens.cli.drawing import save_pictures, save_report
 from neurolens.cli.watching import Outcome, Watch
 from neurolens.errors import MissingCheckpointError, StudyError
@@ -27,9 +27,7 @@ def run(
     overrides: Overrides = None,
 ) -> None:
     """Bring a run's store up to date with its study: train if asked to, and measure what is missing."""
-    from neurolens.study import load_study
-
-    loaded = load_study(study, profile=profile, overrides=tuple(overrides or ()))
+    loaded = study_in(study, profile, overrides)
     outcome = run_study(loaded, None if only is None else tuple(name.strip() for name in only.split(",")))
     say(outcome.summary)
     if outcome.failed:
