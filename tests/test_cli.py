@@ -264,6 +264,13 @@ def test_commands__take_the_store_of_a_profile(
     assert "quick.icechunk" in result.output
 
 
+def test_help__loses_no_word_to_markup_and_names_every_template() -> None:
+    from neurolens.study_files import templates
+
+    assert "study's profiles" in call("run", "--help").output
+    assert all(name in " ".join(call("init", "--help").output.split()) for name in templates())
+
+
 def test_init__writes_a_study_that_loads(tmp_path: Path) -> None:
     path = tmp_path / "new" / "study.toml"
     path.parent.mkdir()

@@ -1,4 +1,4 @@
-"""Command line: ``neurolens``. Exit codes: 0 done, 1 a row failed, 2 bad input."""
+"""Command line: ``neurolens``. Exit codes: 0 done, 1 a row failed, 2 bad input, 130 stopped by Ctrl-C."""
 
 from typing import Annotated
 

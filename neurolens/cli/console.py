@@ -25,7 +25,7 @@ console = Console(highlight=False, soft_wrap=True)
 complaints = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A store (folder or s3://…), or the study file that names it.")]
-Profile = Annotated[str | None, typer.Option("--profile", "-p", help="Use this [profiles.NAME] of the study.")]
+Profile = Annotated[str | None, typer.Option("--profile", "-p", help="Use this one of the study's profiles.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one key.")]
 
 

@@ -15,7 +15,12 @@ imports = typer.Typer(no_args_is_help=True, help="Adopt numbers that other progr
 
 def init(
     path: Annotated[Path, typer.Argument(help="The study file to write.")] = Path("study.toml"),
-    template: Annotated[str, typer.Option("--template", "-t", help="digits, cifar10, cifar100, …")] = "digits",
+    template: Annotated[
+        str,
+        typer.Option(
+            "--template", "-t", help="digits, cifar10, cifar100, cifar100_incremental, places365 or imagenet_folder."
+        ),
+    ] = "digits",
 ) -> None:
     """Write a commented study file to start from."""
     from neurolens.study_files import init_study

@@ -140,7 +140,8 @@ def csl_against_learning_time(
     loss, time = xr.align(pick(csl, "csl"), pick(learning_time, "learning_time"), join="inner")
     with styled():
         ax = new_axes(ax)
-        ax.set_title("Cumulative sample loss against learning time")
+        kind = "Mean" if loss.name == "csl_mean" else "Cumulative"
+        ax.set_title(f"{kind} sample loss against learning time")
         ax.set_xlabel("learning time [share of checkpoints]")
         ax.set_ylabel(label_of(loss, "csl"))
         ax.grid(False)
