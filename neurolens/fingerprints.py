@@ -1,7 +1,7 @@
-"""Fingerprints of files: what identifies a checkpoint's bytes, computed once per file and remembered.
+"""Fingerprints: what identifies a checkpoint's bytes, computed once per file and remembered, or a set of samples.
 
-A fingerprint is remembered by size, modification time, inode and change time together: size and modification time
-alone miss a file that was replaced by another of the same size. Nothing else depends on the memo: losing it costs
+A file's fingerprint is remembered by size, modification time, inode and change time together: size and modification
+time alone miss a file that was replaced by another of the same size. Nothing else depends on the memo: losing it costs
 one reading of each file.
 """
 
@@ -14,12 +14,14 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import platformdirs
+from numpy.typing import ArrayLike
 
 from neurolens.errors import CheckpointError, MissingCheckpointError, nearest
 
@@ -211,3 +213,10 @@ def _save() -> None:
         except OSError:
             os.unlink(temporary)
             raise
+
+
+def sample_fingerprint(ids: Sequence[str] | np.ndarray, labels: ArrayLike) -> str:
+    """Return the sha256 (hex) of sample ids and labels, in order."""
+    hashed = hashlib.sha256("\n".join(map(str, ids)).encode())
+    hashed.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+    return hashed.hexdigest()

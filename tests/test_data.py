@@ -16,7 +16,6 @@ from neurolens.data import (
     class_schedule,
     draws,
     exposure_table,
-    fingerprint,
     open_samples,
     sample_ids,
     validation_table,
@@ -27,6 +26,7 @@ from neurolens.data.batching import resident
 from neurolens.data.folders import FileImages
 from neurolens.data.samples import digest
 from neurolens.errors import DataError
+from neurolens.fingerprints import sample_fingerprint
 from neurolens.study import Data, Exposure, LabelNoise, Preprocessing, Selection, Validation
 
 GREY = Preprocessing(mean=(0.0,), std=(1.0,))
@@ -70,8 +70,13 @@ def test_ids__do_not_depend_on_order_label_or_subset():
 
 
 def test_fingerprint__sees_order_and_labels():
-    assert fingerprint(["a", "b"], [0, 1]) == fingerprint(np.array(["a", "b"]), np.array([0, 1], np.int32))
-    assert len({fingerprint(i, y) for i, y in ((["a", "b"], [0, 1]), (["b", "a"], [0, 1]), (["a", "b"], [1, 0]))}) == 3
+    assert sample_fingerprint(["a", "b"], [0, 1]) == sample_fingerprint(
+        np.array(["a", "b"]), np.array([0, 1], np.int32)
+    )
+    assert (
+        len({sample_fingerprint(i, y) for i, y in ((["a", "b"], [0, 1]), (["b", "a"], [0, 1]), (["a", "b"], [1, 0]))})
+        == 3
+    )
 
 
 def test_subset__keeps_ids_and_coords():

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from neurolens.data.exposure import ClassSchedule, class_schedule, exposure_table
 from neurolens.data.opening import open_samples, study_samples, validation_table
-from neurolens.data.samples import ImageSource, SampleSet, fingerprint, sample_ids
+from neurolens.data.samples import ImageSource, SampleSet, sample_ids
 
 if TYPE_CHECKING:
     from neurolens.data.batching import Batch, batches
@@ -17,7 +17,6 @@ __all__ = [
     "batches",
     "class_schedule",
     "exposure_table",
-    "fingerprint",
     "open_samples",
     "sample_ids",
     "study_samples",

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from neurolens.data.exposure import ClassSchedule
+from neurolens.fingerprints import sample_fingerprint
 
 Indices = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -92,8 +93,8 @@ class SampleSet:
 
     @property
     def fingerprint(self) -> str:
-        """What the samples are, as :func:`fingerprint` of ids and labels in order."""
-        return fingerprint(self.ids, self.labels)
+        """The sha256 of ids and labels, in order."""
+        return sample_fingerprint(self.ids, self.labels)
 
 
 def digest(image: Pixels) -> str:
@@ -115,13 +116,6 @@ def sample_ids(digests: Iterable[str]) -> npt.NDArray[np.str_]:
         seen[value] = count + 1
         ids.append(f"{value}-{count}" if count else value)
     return np.array(ids, dtype=np.str_)
-
-
-def fingerprint(ids: Sequence[str] | npt.NDArray[Any], labels: npt.ArrayLike) -> str:
-    """Return the sha256 (hex) of ids and labels, in order."""
-    hashed = sha256("\n".join(map(str, ids)).encode())
-    hashed.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
-    return hashed.hexdigest()
 
 
 def in_threads(function: Any, items: Sequence[Any], *, threads: int) -> list[Any]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from neurolens import schema
 from neurolens.errors import StudyError, nearest
+from neurolens.fingerprints import sample_fingerprint
 from neurolens.study import Compute, Study
 
 if TYPE_CHECKING:
@@ -205,10 +206,8 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
     parts = materials.parts
     wanted = wanted_group(materials)
     if store is None:
-        from neurolens.store import layout
-
         ledger, change = None, f"create {len(materials.samples)} samples"
-        fingerprints: tuple[str, ...] = (layout.fingerprint(wanted["samples"].ids, wanted["samples"].labels),)
+        fingerprints: tuple[str, ...] = (sample_fingerprint(wanted["samples"].ids, wanted["samples"].labels),)
     else:
         proposed = store.propose(**wanted)
         ledger, fingerprints, change = store.ledger(materials.cube), proposed.fingerprints, proposed.change

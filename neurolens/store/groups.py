@@ -14,8 +14,9 @@ from zarr.codecs import ZstdCodec
 
 from neurolens import schema
 from neurolens.errors import SchemaError
+from neurolens.fingerprints import sample_fingerprint
 from neurolens.store.ledger import array_in, arrays_in, group_in, settings_of, strings
-from neurolens.store.records import Wanted, fingerprint
+from neurolens.store.records import Wanted
 
 SLOTS_AHEAD = 64
 LEDGER_SLOTS = 64  # slots per chunk of the ledger: small enough to rewrite at every row, few enough to read at once
@@ -52,7 +53,7 @@ def create(root: zarr.Group, wanted: Wanted, *, generation: int, previous: str |
     ledger = group.create_group("ledger")
     parts = [p.name for p in cube.parts]
     _put(ledger, "part", np.asarray(parts, str), "part", len(parts))
-    _put(ledger, "fingerprint", np.asarray([fingerprint(samples.ids, samples.labels)], str), "block", 64)
+    _put(ledger, "fingerprint", np.asarray([sample_fingerprint(samples.ids, samples.labels)], str), "block", 64)
     dims, shape, chunks = ("slot", "block", "part"), (SLOTS_AHEAD, 1, len(parts)), (LEDGER_SLOTS, 1, len(parts))
     for name, (dtype, fill) in LEDGER.items():
         add_array(ledger, name, dtype, dims, shape, chunks, fill)
@@ -150,7 +151,7 @@ def append_block(group: zarr.Group, wanted: Wanted, added: list[int]) -> None:
     array_in(group, "sample")[old:] = storable(ids)
     array_in(group, "label")[old:] = labels
     array_in(group, "sample_block")[old:] = block
-    array_in(ledger, "fingerprint")[block] = fingerprint(ids, labels)
+    array_in(ledger, "fingerprint")[block] = sample_fingerprint(ids, labels)
     group.attrs["neurolens"] = {**settings, "blocks": [*settings["blocks"], len(added)]}
 
 

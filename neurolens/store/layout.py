@@ -9,9 +9,10 @@ import zarr
 
 from neurolens import schema
 from neurolens.errors import SchemaError, StoreError, nearest
+from neurolens.fingerprints import sample_fingerprint
 from neurolens.store.groups import append_block, complete, create, holds, merged_settings, named, stored_order
 from neurolens.store.ledger import SERIES_DIMS, array_in, group_in, settings_of, strings
-from neurolens.store.records import Layout, SampleCoords, Wanted, fingerprint
+from neurolens.store.records import Layout, SampleCoords, Wanted
 
 RESERVED = frozenset({*SERIES_DIMS, "sample", "label", "sample_block", "class", "exposed", "ledger", "tiles"})
 
@@ -100,12 +101,12 @@ def propose(root: zarr.Group, wanted: Wanted) -> Layout:
     if old is None or change.renew:
         generation = 0 if old is None else old.generation + 1
         ids = np.asarray(samples.ids, str)
-        digest = fingerprint(samples.ids, samples.labels)
+        digest = sample_fingerprint(samples.ids, samples.labels)
         return Layout(wanted.cube.name, wanted.series, generation, (ids,), (digest,), change.text)
     if not change.added:
         return old
     added = np.asarray(samples.ids, str)[list(change.added)]
-    digest = fingerprint(added, np.asarray(samples.labels)[list(change.added)])
+    digest = sample_fingerprint(added, np.asarray(samples.labels)[list(change.added)])
     blocks, digests = (*old.blocks, added), (*old.fingerprints, digest)
     return Layout(old.cube, old.series, old.generation, blocks, digests, change.text)
 
@@ -202,4 +203,4 @@ def apply(root: zarr.Group, wanted: Wanted, tip: str) -> str:
     return change.text
 
 
-__all__ = ["Layout", "SampleCoords", "Wanted", "apply", "check", "fingerprint", "propose", "read_layout", "wanted"]
+__all__ = ["Layout", "SampleCoords", "Wanted", "apply", "check", "propose", "read_layout", "wanted"]

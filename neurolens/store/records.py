@@ -1,6 +1,5 @@
 """Records of what a cube's group is, and of what a run wants it to be."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,11 +55,3 @@ class Wanted:
         """The variables that get an array: those of the parts in the settings, or the ones named."""
         parts = [self.cube.part(name) for name in self.settings.get("parts", {})]
         return tuple(v for p in parts for v in p.variables if self.variables is None or v.name in self.variables)
-
-
-def fingerprint(ids: np.ndarray, labels: np.ndarray) -> str:
-    """Return the sha256 over ids and labels, in order."""
-    digest = hashlib.sha256()
-    for name, label in zip(np.asarray(ids).tolist(), np.asarray(labels).tolist(), strict=True):
-        digest.update(f"{name}\0{label}\n".encode())
-    return digest.hexdigest()
