@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from neurolens import weight_layouts
 from neurolens.errors import CheckpointError, ModelMismatchError, NonFiniteError, nearest
 from neurolens.fingerprints import fingerprint
 from neurolens.study import Checkpoints as Table
@@ -170,10 +171,15 @@ def _content(path: Path, trust: bool) -> Any:
             "a file of torch.save or safetensors was needed; correct checkpoints.pattern"
         )
     try:
+        if zipped and not trust and (known := weight_layouts.remembered(path)) is not None:
+            return known
         with _allowing:  # the list of allowed types is one per process
             allowed = torch.serialization.get_safe_globals()
             with torch.serialization.safe_globals([kind for kind in _DATA_ONLY if kind not in allowed]):
-                return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
+                content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
+        if zipped and not trust:
+            weight_layouts.remember(path, content)
+        return content
     except _UNREADABLE as error:
         if not trust and isinstance(error, pickle.UnpicklingError) and (name := _code_in(str(error))):
             raise CheckpointError(
