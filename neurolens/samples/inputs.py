@@ -136,8 +136,7 @@ def stored_counts(ds: xr.Dataset, variable: str, series: str) -> xr.DataArray | 
     counts = ds.coords[f"{variable}_count"]
     if set(counts.dims) != {series, "class"} or isinstance(counts.data, dask.array.Array):
         return None
-    ordered: xr.DataArray = counts.transpose(series, "class")
-    return ordered
+    return counts if counts.dims[0] == series else counts.transpose(series, "class")
 
 
 def _unmeasured(ds: xr.Dataset, variable: str, series: str, report: Missing) -> None:

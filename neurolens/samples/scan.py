@@ -117,7 +117,7 @@ def _matrix(array: xr.DataArray, dim: str) -> xr.DataArray:
             f"{array.name!r} has dims {array.dims}; a reduction needs exactly ({dim!r}, 'sample'): "
             "select one position of the other dims first, e.g. ds.isel(run=0)"
         )
-    return array.transpose(dim, "sample")
+    return array if array.dims[0] == dim else array.transpose(dim, "sample")
 
 
 def as_block(values: Any, low: int, high: int) -> Block:
