@@ -191,6 +191,17 @@ def test_run__shows_the_traceback_on_request(make_study: MakeStudy) -> None:
     assert "no flow" in str(result.exception)
 
 
+def test_neurolens__tells_of_what_the_system_refuses_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "study.toml")
+
+    monkeypatch.setattr("neurolens.study_files.init_study", full)
+    result = call("init", "study.toml")
+    assert result.exit_code == 2
+    assert "No space left on device: 'study.toml'" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_status__shows_every_state_and_why(make_study: MakeStudy) -> None:
     path = make_study(checkpoints=4)
     (path.parent / "checkpoints" / "epoch_2.pt").write_text("nothing")

@@ -41,6 +41,11 @@ class Commands(TyperGroup):
         except NeurolensError as error:
             complain(str(error))
             raise typer.Exit(BAD_INPUT) from None
+        except BrokenPipeError:  # whoever read our output has gone: the framework ends quietly
+            raise
+        except OSError as error:  # a full disk, a folder that may not be written, a server that is gone
+            complain(f"{error}; what was committed before is safe; `neurolens --debug …` shows where it happened")
+            raise typer.Exit(BAD_INPUT) from None
         except KeyboardInterrupt:
             complain(STOPPED_TEXT)
             raise typer.Exit(STOPPED) from None
