@@ -138,9 +138,9 @@ def test_read_state__environment_does_not_switch_safety_off(tmp_path, monkeypatc
 def test_read_state__what_training_scripts_save_beside_the_weights_is_only_data(tmp_path):
     beside = {"best": np.float64(0.5), "epoch": np.int64(3), "args": Namespace(lr=0.1, out=Path("runs")), "lr": 0.1}
     torch.save({"model": STATE, **beside}, tmp_path / "c.pt")
-    before = torch.serialization.get_safe_globals()
+    before = set(torch.serialization.get_safe_globals())
     assert same(checkpoints.read_state(tmp_path / "c.pt"), STATE)
-    assert torch.serialization.get_safe_globals() == before
+    assert set(torch.serialization.get_safe_globals()) == before
     torch.save({"model": STATE, "args": Namespace(lr=Bomb(tmp_path / "bombed"))}, tmp_path / "d.pt")
     with pytest.raises(CheckpointError, match="refused"):
         checkpoints.read_state(tmp_path / "d.pt")
