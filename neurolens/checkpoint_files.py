@@ -194,6 +194,7 @@ def _no_match(table: Table) -> str:
 
 
 def some(names: Sequence[str], shown: int = 5) -> str:
+    """Write the first few names, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 
