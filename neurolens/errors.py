@@ -43,6 +43,10 @@ class MissingMeasurementError(NeurolensError, LookupError):
     """A reduction needs rows or quantities that were not measured."""
 
 
+class CaptureError(NeurolensError, ValueError):
+    """Layers that a study names are not in the network, or what they put out cannot be taken as units."""
+
+
 class StoreError(NeurolensError, OSError):
     """A store cannot be opened, written, locked or trusted."""
 

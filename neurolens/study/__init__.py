@@ -1,0 +1,155 @@
+"""Study: the one configuration file. Every table and field is declared, documented and checked here."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from neurolens.settings import read_settings
+from neurolens.study.analyses import Activations, Samples, Units
+from neurolens.study.inputs import Data, Exposure, LabelNoise, Selection, Text, Train, Validation
+from neurolens.study.tables import (
+    FACTORY,
+    TRANSFORMERS,
+    CheckpointFile,
+    Checkpoints,
+    Compute,
+    Model,
+    Preprocessing,
+    StoreTable,
+    Table,
+    Transformers,
+    pattern_fields,
+)
+
+__all__ = [
+    "FACTORY",
+    "TRANSFORMERS",
+    "Activations",
+    "CheckpointFile",
+    "Checkpoints",
+    "Compute",
+    "Data",
+    "Exposure",
+    "LabelNoise",
+    "Model",
+    "Preprocessing",
+    "Samples",
+    "Selection",
+    "StoreTable",
+    "Study",
+    "Table",
+    "Text",
+    "Train",
+    "Transformers",
+    "Units",
+    "Validation",
+    "load_study",
+    "pattern_fields",
+]
+
+
+class Study(Table):
+    """A whole study: one file, one run, one store."""
+
+    name: str = Field("run", min_length=1, description="Name of the run.")
+    model: Model = Field(default_factory=Model)
+    checkpoints: Checkpoints = Field(default_factory=Checkpoints)
+    data: Data = Field(default_factory=Data)
+    train: Train | None = Field(None)
+    store: StoreTable = Field(default_factory=StoreTable)
+    compute: Compute = Field(default_factory=Compute)
+    samples: Samples | None = Field(None)
+    units: Units | None = Field(None)
+    activations: Activations | None = Field(None)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        exposure = self.data.exposure
+        if exposure is not None:
+            named = [c for classes in (exposure.schedule or {}).values() for c in classes]
+            named += exposure.order if isinstance(exposure.order, tuple) else ()
+            outside = sorted({c for c in named if not 0 <= c < self.model.classes})
+            if outside:
+                raise ValueError(
+                    f"data.exposure names classes {outside}, and the network has classes 0 to "
+                    f"{self.model.classes - 1}; correct them or model.classes"
+                )
+        if self.train is not None:
+            self._check_written_names(self.train)
+        return self
+
+    def _check_written_names(self, train: Train) -> None:
+        """Training writes checkpoints under the pattern, so each must get a name of its own."""
+        table = self.checkpoints
+        if table.files:
+            raise ValueError(
+                "[train] writes checkpoints by checkpoints.pattern, and checkpoints.files lists others; drop one"
+            )
+        names = pattern_fields(table.pattern)
+        if train.save_every_steps is not None and "step" not in names:
+            raise ValueError(
+                f"train.save_every_steps needs {{step}} in checkpoints.pattern, which is {table.pattern!r}; "
+                f"write e.g. 'epoch_{{epoch}}_iter_{{step}}.pt'"
+            )
+        unset = [name for name in names if name not in ("epoch", "step", *table.fields)]
+        if unset:
+            raise ValueError(
+                f"[train] needs a value for {unset} of checkpoints.pattern {table.pattern!r}; "
+                f"add checkpoints.fields = {{ {unset[0]} = … }}"
+            )
+        try:
+            table.pattern.format(**{**table.fields, "epoch": 0, "step": 0})
+        except ValueError as error:
+            raise ValueError(
+                f"checkpoints.pattern {table.pattern!r} cannot be written with fields {table.fields}: {error}; "
+                "correct the format after the colon, or the field's value"
+            ) from None
+
+
+def load_study(path: str | Path, *, profile: str | None = None, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file.
+
+    Parameters
+    ----------
+    path
+        The TOML file. Relative paths in it are relative to it, and come back absolute.
+    profile
+        Name of a ``[profiles.<name>]`` table of the file, laid over the rest table by table.
+    overrides
+        ``table.key=value`` with TOML values, laid over both; bare words are strings, and nothing after ``=`` removes
+        the key.
+
+    Raises
+    ------
+    StudyError
+        If the file is missing or is not TOML, or if a key, value, profile or override is wrong. Every problem is
+        listed with its key and its mend.
+    """
+    study = read_settings(Study, path, profile=profile, overrides=overrides)
+    folder = os.path.dirname(os.path.abspath(os.path.expanduser(path)))
+    store, model = study.store, study.model
+    if "://" not in store.url:
+        store = store.model_copy(update={"url": os.path.abspath(os.path.join(folder, os.path.expanduser(store.url)))})
+    factory = FACTORY.fullmatch(model.name)
+    if factory is not None:
+        file = os.path.abspath(os.path.join(folder, os.path.expanduser(factory["file"])))
+        model = model.model_copy(update={"name": f"{file}:{factory['function']}"})
+    if model.transformers is not None:
+        model = model.model_copy(update={"transformers": _local(model.transformers, folder)})
+    return study.model_copy(update={"store": store, "model": model})
+
+
+def _local(table: Transformers, folder: str) -> Transformers:
+    """Make source and tokenizer absolute where they name folders: beside the file, or by a path and no hub name."""
+    found = {}
+    for name in ("source", "tokenizer"):
+        given = getattr(table, name)
+        if given is None:
+            continue
+        path = os.path.abspath(os.path.join(folder, os.path.expanduser(given)))
+        if os.path.isdir(path) or given.startswith((".", "~", os.sep)):
+            found[name] = path
+    return table.model_copy(update=found)
