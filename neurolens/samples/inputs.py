@@ -14,7 +14,6 @@ from neurolens.samples.scan import Missing, Rule, fold
 
 Exposure = Literal["respect", "all"]
 OnMissing = Literal["error", "drop"]
-PROVENANCE = ("run", "cube", "data", "snapshot", "generation")
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def inputs(
                 'classes matter here but ds has no `label` coordinate on `sample`; add it, or pass exposure="all"'
             )
         codes = ds.coords["label"]
-    attrs = {k: ds.attrs[k] for k in PROVENANCE if k in ds.attrs}
+    attrs = {k: ds.attrs[k] for k in schema.PROVENANCE if k in ds.attrs}
     attrs |= {"series": series, "exposure": exposure if "exposed" in ds.coords else "all", "missing": missing}
     return Inputs(ds, series, variable, report, exposed, codes, attrs)
 

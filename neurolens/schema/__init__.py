@@ -12,7 +12,7 @@ from typing import Any
 import xarray as xr
 
 from neurolens.errors import MissingMeasurementError, SchemaError, nearest
-from neurolens.schema.records import SERIES, SERIES_DIMS, Cube, Part, Variable
+from neurolens.schema.records import PROVENANCE, SERIES, SERIES_DIMS, Cube, Part, Variable
 from neurolens.schema.samples import (
     CORRECT,
     CURVATURE,
@@ -28,6 +28,7 @@ from neurolens.schema.samples import (
     RESULTS,
     SAMPLES,
 )
+from neurolens.schema.unit_results import UNIT_RESULTS
 from neurolens.schema.units import ACTIVATIONS, UNITS
 
 __all__ = [
@@ -43,16 +44,19 @@ __all__ = [
     "LOSS",
     "MARGIN",
     "PREDICTED",
+    "PROVENANCE",
     "P_TRUE",
     "RESULTS",
     "SAMPLES",
     "SERIES",
     "SERIES_DIMS",
     "UNITS",
+    "UNIT_RESULTS",
     "Cube",
     "Part",
     "Variable",
     "label",
+    "present",
     "require",
     "series_dim",
     "template",
@@ -92,6 +96,23 @@ def require(data: xr.Dataset, *names: str, dim: str | None = None) -> str:
     """
     series = series_dim(data, dim)
     for name in names:
+        present(data, name)
+        if series not in data[name].dims:
+            raise SchemaError(f"{name!r} has dims {data[name].dims}; it needs {series!r} among them")
+    return series
+
+
+def present(data: xr.Dataset, *names: str) -> None:
+    """Check that ``data`` holds the named variables, along a series dimension or at one checkpoint.
+
+    Raises
+    ------
+    SchemaError
+        If a variable is unknown; the nearest names are given.
+    MissingMeasurementError
+        If a variable that a cube declares is absent: it was not measured; the message says which part to ask for.
+    """
+    for name in names:
         if name not in data:
             for cube in CUBES.values():
                 if any(v.name == name for v in cube.variables):
@@ -101,9 +122,6 @@ def require(data: xr.Dataset, *names: str, dim: str | None = None) -> str:
                         f"measure it: {cube.mend(name)}"
                     )
             raise SchemaError(f"there is no variable {name!r}; {nearest(name, map(str, data.data_vars))}")
-        if series not in data[name].dims:
-            raise SchemaError(f"{name!r} has dims {data[name].dims}; it needs {series!r} among them")
-    return series
 
 
 def label(array: xr.DataArray, variable: Variable) -> xr.DataArray:

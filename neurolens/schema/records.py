@@ -9,6 +9,9 @@ from neurolens.errors import SchemaError, nearest
 SERIES = "series"
 SERIES_DIMS = ("epoch", "step")
 
+PROVENANCE = ("run", "cube", "data", "snapshot", "generation")
+"""Attributes of an opened cube that results keep: where their numbers come from."""
+
 
 @dataclass(frozen=True)
 class Variable:
