@@ -29,13 +29,14 @@ from neurolens.schema.samples import (
     SAMPLES,
 )
 from neurolens.schema.unit_results import UNIT_RESULTS
-from neurolens.schema.units import ACTIVATIONS, UNITS
+from neurolens.schema.units import ACTIVATIONS, DORMANCY, UNITS
 
 __all__ = [
     "ACTIVATIONS",
     "CORRECT",
     "CUBES",
     "CURVATURE",
+    "DORMANCY",
     "EL2N",
     "ENTROPY",
     "GRAD_NORM",
@@ -63,7 +64,7 @@ __all__ = [
     "write_templates",
 ]
 
-CUBES: dict[str, Cube] = {cube.name: cube for cube in (SAMPLES, UNITS, ACTIVATIONS)}
+CUBES: dict[str, Cube] = {cube.name: cube for cube in (SAMPLES, UNITS, ACTIVATIONS, DORMANCY)}
 
 
 def series_dim(data: xr.Dataset | xr.DataArray, dim: str | None = None) -> str:

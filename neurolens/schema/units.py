@@ -138,3 +138,32 @@ ACTIVATIONS = Cube(
     coords=(*SAMPLES.coords, *_OF_UNITS),
     description="every unit's activation on every sample, at each checkpoint",
 )
+
+
+def _per_log(name: str, units: str, description: str) -> Variable:
+    return Variable(name, (SERIES, "log", "layer"), "float64", units, description)
+
+
+DORMANCY = Cube(
+    "dormancy",
+    (SERIES, "log", "layer"),
+    (
+        Part(
+            "log",
+            (
+                _per_log("num_neurons", "1", "units of the layer"),
+                _per_log("num_dormant", "1", "those that are dormant at the threshold"),
+                _per_log("pct_dormant", "%", "dormant units"),
+                _per_log("avg_activation", "activation", "mean over the units of the mean absolute activation"),
+                _per_log("max_activation", "activation", "largest mean absolute activation of a unit"),
+            ),
+        ),
+    ),
+    coords=(
+        Variable("log", ("log",), "str", "", "what was logged: model, threshold and definition"),
+        Variable("model", ("log",), "str", "", "name of the model"),
+        Variable("threshold", ("log",), "float64", "1", "threshold of the definition"),
+        Variable("layer", ("layer",), "str", "", "name of the layer"),
+    ),
+    description="adopted dormancy logs: counts per layer, measured elsewhere",
+)
