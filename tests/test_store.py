@@ -127,7 +127,7 @@ def test_prepare__creates_from_the_schema_and_then_changes_nothing(store):
     assert {v.name for p in PARTS for v in CUBE.part(p).variables} <= set(group.array_keys())
     assert "grand" not in group
     assert group["loss"].metadata.dimension_names == ("slot", "sample")
-    assert group["loss"].chunks == (1, 12)
+    assert group["loss"].chunks == (1, 4096)
     assert np.isnan(group["loss"].fill_value)
     assert group["correct"].fill_value == -1
     assert group.attrs["neurolens"]["parts"] == PARTS

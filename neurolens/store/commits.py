@@ -11,10 +11,13 @@ import zarr
 
 from neurolens import schema
 from neurolens.errors import SchemaError, StoreError, nearest
+from neurolens.store.arrays import add_array, dims_of, grow
+from neurolens.store.encodings import encoded
 from neurolens.store.gather import Selection, read_all, write_all
-from neurolens.store.groups import SLOTS_AHEAD, add_array, exposed_classes, grow
+from neurolens.store.groups import SLOTS_AHEAD, exposed_classes
 from neurolens.store.ledger import DONE, FAILED, SERIES_DIMS, arrays_in, group_in, key_bytes, readings, settings_of
 from neurolens.store.locks import RowId
+from neurolens.store.records import blocked
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,16 @@ def write_failed(root: zarr.Group, row: Row, error: str) -> bool:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a row goes, what is there of its ledger and labels, and the writes gathered so far."""
+    """Where a row goes, what is there of its ledger and labels, and the writes gathered so far.
+
+    ``extent`` are its samples in stored order; None where rows are not of samples.
+    """
 
     arrays: dict[str, zarr.Array[Any]]
     ledger: dict[str, zarr.Array[Any]]
     slot: int
     block: int
-    extent: slice
+    extent: slice | None
     parts: list[str]
     labels: np.ndarray
     entries: dict[str, np.ndarray]
@@ -148,11 +154,14 @@ def _place(root: zarr.Group, row: Row) -> _Place:
         exposed = arrays["exposed"]
         writes.append((exposed, (slot,), exposed_classes(settings["exposure"], epoch, exposed.shape[1])))
     start = sum(settings["blocks"][:block])
-    extent = slice(start, start + settings["blocks"][block])
+    extent = slice(start, start + settings["blocks"][block]) if blocked(row.cube) else None
     names = [name for name in ledger if name not in ("part", "fingerprint", "named")]
     reads: list[tuple[zarr.Array[Any], Selection]] = [(ledger[name], (slot, block)) for name in names]
-    parts, labels, *entries = read_all([(ledger["part"], (slice(None),)), (arrays["label"], (extent,)), *reads])
-    at_row = dict(zip(names, entries, strict=True))
+    if extent is not None:
+        reads.append((arrays["label"], (extent,)))
+    parts, *entries = read_all([(ledger["part"], (slice(None),)), *reads])
+    at_row = dict(zip(names, entries))
+    labels = entries[-1] if extent is not None else np.zeros(0, "int64")
     current = {**readings(settings), **row.readings}
     return _Place(arrays, ledger, slot, block, extent, parts.tolist(), labels, at_row, current, writes)
 
@@ -160,19 +169,35 @@ def _place(root: zarr.Group, row: Row) -> _Place:
 def _checked(row: Row, variable: schema.Variable, place: _Place) -> np.ndarray | None:
     if variable.name not in row.values:
         return None
-    values = np.asarray(row.values[variable.name])
-    size = place.extent.stop - place.extent.start
-    if values.shape != (size,):
-        raise SchemaError(f"{variable.name!r} has shape {values.shape}; block {place.block} has {size} samples")
-    if not np.can_cast(values.dtype, variable.dtype, "same_kind"):
-        raise SchemaError(f"{variable.name!r} is {values.dtype}, which does not fit into {variable.dtype}")
-    return values.astype(variable.dtype)
+    name, array, values = variable.name, place.arrays[variable.name], np.asarray(row.values[variable.name])
+    dims = dims_of(array)[1:]
+    need = [_length(array, axis, dim, place) for axis, dim in enumerate(dims, 1)]
+    if values.shape != tuple(need):
+        shape = ", ".join(f"{dim} {n}" for dim, n in zip(dims, need, strict=True))
+        block = "" if place.extent is None else f"; block {place.block} has {need[dims.index('sample')]} samples"
+        raise SchemaError(f"{name!r} has shape {values.shape}{block}, and needs ({shape}); measure it for this layout")
+    return encoded(values, array.dtype, _encoding(array), name)
+
+
+def _length(array: zarr.Array[Any], axis: int, dim: str, place: _Place) -> int:
+    if dim == "sample" and place.extent is not None:
+        return int(place.extent.stop - place.extent.start)
+    return int(array.shape[axis])
+
+
+def _encoding(array: zarr.Array[Any]) -> str | None:
+    found = array.attrs.get("encoding")
+    return None if found is None else str(found)
 
 
 def _add_variable(place: _Place, variable: schema.Variable, values: np.ndarray | None) -> None:
     """Add the writes of a variable and its sums; None stands for *not measured*."""
     arrays, name = place.arrays, variable.name
-    place.writes.append((arrays[name], (place.slot, place.extent), variable.fill_value if values is None else values))
+    array, extent = arrays[name], place.extent
+    inside = [slice(None) if dim != "sample" or extent is None else extent for dim in dims_of(array)[1:]]
+    if values is None and len(inside) > 1:
+        array = array.with_config({"write_empty_chunks": False})  # large ones are removed, not filled
+    place.writes.append((array, (place.slot, *inside), variable.fill_value if values is None else values))
     if variable.summed:
         total, count = arrays[f"{name}_sum"], arrays[f"{name}_count"]
         sums, counts = class_sums(values, place.labels, total.shape[2])

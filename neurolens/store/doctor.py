@@ -15,7 +15,8 @@ import zarr
 from neurolens import __version__
 from neurolens.errors import MissingExtraError, StoreError
 from neurolens.store import locks, repository
-from neurolens.store.run_store import Store, open_store
+from neurolens.store.opening import open_store
+from neurolens.store.run_store import Store
 
 FREE_BYTES = 2**30
 

@@ -1,27 +1,31 @@
 """Groups: created from the schema, grown by blocks of samples, completed by what they lack.
 
+A group is blocked by samples, or its rows are whole and lie along fixed axes alone (`neurolens.store.axes`).
+
 Along ``slot`` every array is allocated some way ahead of its use; a slot that is not used yet has −1 as its position.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.dtypes import StringDType
-from zarr.codecs import ZstdCodec
 
 from neurolens import schema
 from neurolens.errors import SchemaError
 from neurolens.fingerprints import sample_fingerprint
+from neurolens.store import axes
+from neurolens.store.arrays import add_array, grow, holds, put, storable
+from neurolens.store.encodings import stored_dtype
 from neurolens.store.ledger import array_in, arrays_in, group_in, settings_of, strings
-from neurolens.store.records import Wanted
+from neurolens.store.records import SampleCoords, Wanted, blocked
+from neurolens.store.shapes import block_sizes, chunk_shape, sample_chunk
 
 SLOTS_AHEAD = 64
 LEDGER_SLOTS = 64  # slots per chunk of the ledger: small enough to rewrite at every row, few enough to read at once
 SUMS_BYTES = 2**16
-MAX_CHUNK = 2**20
 
 LEDGER = {
     "state": ("uint8", 0),
@@ -34,27 +38,28 @@ LEDGER = {
 
 
 def create(root: zarr.Group, wanted: Wanted, *, generation: int, previous: str | None) -> None:
-    """Create the group of a cube from the schema, with the wanted samples as its first block."""
-    cube, samples = wanted.cube, wanted.samples
-    base = {
+    """Create the group of a cube from the schema, with the wanted samples as its first blocks."""
+    cube, blocks = wanted.cube, list(first_blocks(wanted))
+    base: dict[str, Any] = {
         "cube": cube.name,
         "series": wanted.series,
         "generation": generation,
         "previous_snapshot": previous,
-        "blocks": [len(samples)],
+        "blocks": blocks,
     }
+    chunk = block_chunk(wanted)
+    if chunk is not None:
+        base["sample_chunk"] = chunk
     group = root.create_group(cube.name, attributes={"neurolens": merged_settings(base, wanted)})
     add_array(group, wanted.series, "int64", ("slot",), (SLOTS_AHEAD,), (1024,), -1)
-    n = min(len(samples), MAX_CHUNK)
-    _put(group, "sample", np.asarray(samples.ids, str), "sample", n)
-    _put(group, "label", np.asarray(samples.labels, "int64"), "sample", n)
-    _put(group, "sample_block", np.zeros(len(samples), "int32"), "sample", n)
-    _put(group, "class", np.asarray(samples.classes, str), "class", len(samples.classes))
+    if wanted.samples is not None:
+        _put_samples(group, wanted.samples, blocks)
     ledger = group.create_group("ledger")
     parts = [p.name for p in cube.parts]
-    _put(ledger, "part", np.asarray(parts, str), "part", len(parts))
-    _put(ledger, "fingerprint", np.asarray([sample_fingerprint(samples.ids, samples.labels)], str), "block", 64)
-    dims, shape, chunks = ("slot", "block", "part"), (SLOTS_AHEAD, 1, len(parts)), (LEDGER_SLOTS, 1, len(parts))
+    put(ledger, "part", np.asarray(parts, str), "part", len(parts))
+    put(ledger, "fingerprint", np.asarray(fingerprints(wanted, blocks), str), "block", 64)
+    dims, shape = ("slot", "block", "part"), (SLOTS_AHEAD, len(blocks), len(parts))
+    chunks = (LEDGER_SLOTS, 1, len(parts))
     for name, (dtype, fill) in LEDGER.items():
         add_array(ledger, name, dtype, dims, shape, chunks, fill)
     add_array(ledger, "key", "uint8", (*dims, "byte"), (*shape, 32), (*chunks, 32), 0)
@@ -62,37 +67,97 @@ def create(root: zarr.Group, wanted: Wanted, *, generation: int, previous: str |
     complete(group, wanted)
 
 
+def _put_samples(group: zarr.Group, samples: SampleCoords, blocks: Sequence[int]) -> None:
+    chunk = sample_chunk(len(samples), (schema.SERIES, "sample"), None)
+    put(group, "sample", np.asarray(samples.ids, str), "sample", chunk)
+    put(group, "label", np.asarray(samples.labels, "int64"), "sample", chunk)
+    put(group, "sample_block", np.repeat(np.arange(len(blocks), dtype="int32"), blocks), "sample", chunk)
+    put(group, "class", np.asarray(samples.classes, str), "class", len(samples.classes))
+
+
+def block_chunk(wanted: Wanted) -> int | None:
+    """Return how many samples share a chunk of what a sample has more than one number of; None where there is none."""
+    found = [v for v in wanted.cube.variables if "sample" in v.dims and len(v.dims) > 2]
+    if wanted.samples is None or not found:
+        return None
+    return sample_chunk(len(wanted.samples), found[0].dims, wanted.block_samples)
+
+
+def first_blocks(wanted: Wanted) -> tuple[int, ...]:
+    """Return how many samples each block of a new group has; a group without samples has one block, of none."""
+    if wanted.samples is None:
+        return (0,)
+    n = len(wanted.samples)
+    chunk = block_chunk(wanted) or sample_chunk(n, (schema.SERIES, "sample"), None)
+    return block_sizes(n, start=0, chunk=chunk, most=wanted.block_samples)
+
+
+def added_blocks(group: zarr.Group, wanted: Wanted, added: int) -> tuple[int, ...]:
+    """Return how many samples each of the blocks has that new samples would be appended as."""
+    settings = settings_of(group)
+    chunk = int(settings.get("sample_chunk") or array_in(group, "sample").chunks[0])
+    return block_sizes(added, start=sum(settings["blocks"]), chunk=chunk, most=wanted.block_samples)
+
+
+def fingerprints(wanted: Wanted, blocks: Sequence[int], chosen: Sequence[int] | None = None) -> list[str]:
+    """Return the fingerprint of each block of the wanted samples (or the ``chosen`` ones, in that order)."""
+    if wanted.samples is None:
+        return [str(wanted.fingerprint)]
+    ids, labels = np.asarray(wanted.samples.ids, str), np.asarray(wanted.samples.labels, "int64")
+    if chosen is not None:
+        ids, labels = ids[list(chosen)], labels[list(chosen)]
+    ends = np.cumsum(blocks)[:-1]
+    return [sample_fingerprint(i, n) for i, n in zip(np.split(ids, ends), np.split(labels, ends), strict=True)]
+
+
 def complete(group: zarr.Group, wanted: Wanted) -> None:
-    """Bring settings, arrays, ledger parts and coordinates up to what is wanted; the samples are in place."""
-    series = array_in(group, wanted.series)
-    slots, samples, blocks = series.shape[0], array_in(group, "sample").shape[0], len(settings_of(group)["blocks"])
-    chunk = array_in(group, "sample").chunks[0]
-    classes = len(wanted.samples.classes)
+    """Bring settings, axes, arrays, ledger and coordinates up to what is wanted; the samples are in place."""
     group.attrs["neurolens"] = merged_settings(settings_of(group), wanted)
+    ledger = group_in(group, "ledger")
+    if wanted.samples is None and strings(ledger, "fingerprint").tolist() != [wanted.fingerprint]:
+        array_in(ledger, "fingerprint")[0] = str(wanted.fingerprint)
+    axes.bring_up(group, wanted)
+    sizes = axes.sizes(group)
     for variable in wanted.measured:
-        if variable.name in group:
-            continue
-        attrs = variable.attrs
-        shape = (slots, samples)
-        add_array(
-            group, variable.name, variable.dtype, ("slot", "sample"), shape, (1, chunk), variable.fill_value, attrs
-        )
-        if variable.summed:
-            dims, shape3, chunks3 = (
-                ("slot", "block", "class"),
-                (slots, blocks, classes),
-                (slots_per_chunk(classes), 1, classes),
-            )
-            attrs = {"long_name": f"sum of {variable.name} over the samples of a class", "units": variable.units}
-            add_array(group, f"{variable.name}_sum", "float64", dims, shape3, chunks3, 0.0, attrs)
-            attrs = {"long_name": f"number of samples in {variable.name}_sum; 0: not measured", "units": "1"}
-            add_array(group, f"{variable.name}_count", "int64", dims, shape3, chunks3, 0, attrs)
-    _add_parts(group_in(group, "ledger"), wanted.cube)
+        if variable.name not in group:
+            _add_variable(group, wanted, variable, sizes)
+    _add_parts(ledger, wanted.cube)
+    chunk = array_in(group, "sample").chunks[0] if blocked(wanted.cube) else 1
     for name, values in stored_order(group, wanted).items():
         if not holds(group, name, values):
-            _put(group, name, values, "sample", chunk, overwrite=True)
+            put(group, name, values, "sample", chunk, overwrite=True)
     _complete_exposure(group, wanted)
-    array_in(group_in(group, "ledger"), "named")[:] = named(group, wanted)
+    array_in(ledger, "named")[:] = named(group, wanted)
+
+
+def _add_variable(group: zarr.Group, wanted: Wanted, variable: schema.Variable, sizes: Mapping[str, int]) -> None:
+    """Add the array of a variable, and those of its sums and counts."""
+    slots, settings = array_in(group, wanted.series).shape[0], settings_of(group)
+    encoding = wanted.encodings.get(variable.name)
+    dtype = stored_dtype(variable, encoding)
+    fixed = {dim: sizes[dim] for dim in variable.dims if dim != schema.SERIES}
+    together = 1
+    if "sample" in fixed and blocked(wanted.cube):
+        together = array_in(group, "sample").chunks[0] if len(variable.dims) == 2 else settings["sample_chunk"]
+    add_array(
+        group,
+        variable.name,
+        str(dtype),
+        ("slot", *fixed),
+        (slots, *fixed.values()),
+        chunk_shape(variable, dtype.itemsize, fixed, together),
+        variable.fill_value,
+        variable.attrs if encoding is None else {**variable.attrs, "encoding": encoding},
+        encoding=encoding,
+    )
+    if variable.summed:
+        blocks, classes = len(settings["blocks"]), len(wanted.classes)
+        dims, shape = ("slot", "block", "class"), (slots, blocks, classes)
+        chunks = (slots_per_chunk(classes), 1, classes)
+        attrs = {"long_name": f"sum of {variable.name} over the samples of a class", "units": variable.units}
+        add_array(group, f"{variable.name}_sum", "float64", dims, shape, chunks, 0.0, attrs)
+        attrs = {"long_name": f"number of samples in {variable.name}_sum; 0: not measured", "units": "1"}
+        add_array(group, f"{variable.name}_count", "int64", dims, shape, chunks, 0, attrs)
 
 
 def named(group: zarr.Group, wanted: Wanted) -> np.ndarray:
@@ -110,7 +175,7 @@ def _complete_exposure(group: zarr.Group, wanted: Wanted) -> None:
             del group["exposed"]
         return
     used = np.flatnonzero(np.asarray(array_in(group, wanted.series)[:]) >= 0)
-    slots, classes = array_in(group, wanted.series).shape[0], len(wanted.samples.classes)
+    slots, classes = array_in(group, wanted.series).shape[0], len(wanted.classes)
     if "exposed" not in group:
         attrs = {"long_name": "whether the class had been shown to the network by then", "units": "1"}
         chunks = (slots_per_chunk(classes), classes)
@@ -138,29 +203,22 @@ def _add_parts(ledger: zarr.Group, cube: schema.Cube) -> None:
         grow(arrays_in(ledger).values(), "part", part.shape[0])
 
 
-def append_block(group: zarr.Group, wanted: Wanted, added: list[int]) -> None:
-    """Add samples as a new block; the others keep their place."""
-    settings = settings_of(group)
-    ids = np.asarray(wanted.samples.ids, str)[added]
-    labels = np.asarray(wanted.samples.labels, "int64")[added]
+def append_blocks(group: zarr.Group, wanted: Wanted, added: Sequence[int]) -> None:
+    """Add samples as new blocks; the others keep their place."""
+    assert wanted.samples is not None
+    settings, sizes = settings_of(group), added_blocks(group, wanted, len(added))
+    ids = np.asarray(wanted.samples.ids, str)[list(added)]
+    labels = np.asarray(wanted.samples.labels, "int64")[list(added)]
     old, block = sum(settings["blocks"]), len(settings["blocks"])
     ledger = group_in(group, "ledger")
     grow(arrays_in(group).values(), "sample", old + len(added))
     for target in (group, ledger):
-        grow(arrays_in(target).values(), "block", block + 1)
+        grow(arrays_in(target).values(), "block", block + len(sizes))
     array_in(group, "sample")[old:] = storable(ids)
     array_in(group, "label")[old:] = labels
-    array_in(group, "sample_block")[old:] = block
-    array_in(ledger, "fingerprint")[block] = sample_fingerprint(ids, labels)
-    group.attrs["neurolens"] = {**settings, "blocks": [*settings["blocks"], len(added)]}
-
-
-def grow(arrays: Iterable[zarr.Array[Any]], dim: str, size: int) -> None:
-    """Resize those of the arrays that have this dimension."""
-    for array in arrays:
-        names = array.metadata.dimension_names or ()  # type: ignore[union-attr]
-        if dim in names:
-            array.resize(tuple(size if d == dim else n for d, n in zip(names, array.shape, strict=True)))
+    array_in(group, "sample_block")[old:] = np.repeat(np.arange(block, block + len(sizes), dtype="int32"), sizes)
+    array_in(ledger, "fingerprint")[block:] = storable(np.asarray(fingerprints(wanted, sizes, added), str))
+    group.attrs["neurolens"] = {**settings, "blocks": [*settings["blocks"], *sizes]}
 
 
 def exposed_classes(schedule: Mapping[str, Sequence[int]], epoch: int, classes: int) -> np.ndarray:
@@ -172,60 +230,14 @@ def exposed_classes(schedule: Mapping[str, Sequence[int]], epoch: int, classes: 
     return row
 
 
-def add_array(
-    group: zarr.Group,
-    name: str,
-    dtype: str,
-    dims: tuple[str, ...],
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    fill: Any,
-    attrs: Mapping[str, str] | None = None,
-) -> zarr.Array[Any]:
-    """Create an array: floats raw (they are noise to a compressor), all else lightly compressed."""
-    raw = np.dtype(dtype).kind == "f" if dtype != "string" else False
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype=StringDType() if dtype == "string" else dtype,
-        chunks=chunks,
-        fill_value=fill,
-        dimension_names=dims,
-        compressors=None if raw else (ZstdCodec(level=1),),
-        attributes=dict(attrs or {}),
-    )
-
-
-def _put(group: zarr.Group, name: str, values: np.ndarray, dim: str, chunk: int, overwrite: bool = False) -> None:
-    values = storable(values)
-    if overwrite and name in group:
-        del group[name]
-    dtype = "string" if isinstance(values.dtype, StringDType) else str(values.dtype)
-    fill: Any = {"f": np.nan, "b": False, "T": ""}.get(values.dtype.kind, 0)
-    array = add_array(group, name, dtype, (dim,), values.shape, (max(chunk, 1),), fill)
-    array[:] = values
-
-
 def stored_order(group: zarr.Group, wanted: Wanted) -> dict[str, np.ndarray]:
-    """Return the wanted coordinates in the order of the stored samples."""
+    """Return the wanted coordinates of the samples in the order of the stored ones."""
+    if wanted.samples is None:
+        return {}
     ids = strings(group, "sample").tolist()
     position = {name: i for i, name in enumerate(np.asarray(wanted.samples.ids, str).tolist())}
     order = [position[name] for name in ids]
     return {name: storable(values)[order] for name, values in wanted.samples.coords.items()}
-
-
-def holds(group: zarr.Group, name: str, values: np.ndarray) -> bool:
-    """Whether a coordinate is stored with exactly these values."""
-    array = group.get(name)
-    if not isinstance(array, zarr.Array) or array.dtype != values.dtype or array.shape != values.shape:
-        return False
-    return np.array_equal(np.asarray(array[:]), values, equal_nan=values.dtype.kind == "f")
-
-
-def storable(values: np.ndarray) -> np.ndarray:
-    """Return values as they are stored: strings in variable length."""
-    values = np.asarray(values)
-    return values.astype(StringDType()) if values.dtype.kind in "UOST" else values
 
 
 def merged_settings(old: Mapping[str, Any], wanted: Wanted) -> dict[str, Any]:

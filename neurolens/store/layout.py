@@ -1,7 +1,7 @@
 """Layout: what a run wants of a cube's group, against what the store holds, and making it so."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,26 @@ import zarr
 
 from neurolens import schema
 from neurolens.errors import SchemaError, StoreError, nearest
-from neurolens.fingerprints import sample_fingerprint
-from neurolens.store.groups import append_block, complete, create, holds, merged_settings, named, stored_order
+from neurolens.store import axes
+from neurolens.store.arrays import holds
+from neurolens.store.encodings import stored_dtype
+from neurolens.store.groups import (
+    added_blocks,
+    append_blocks,
+    complete,
+    create,
+    fingerprints,
+    first_blocks,
+    merged_settings,
+    named,
+    stored_order,
+)
 from neurolens.store.ledger import SERIES_DIMS, array_in, group_in, settings_of, strings
-from neurolens.store.records import Layout, SampleCoords, Wanted
+from neurolens.store.records import Axis, Layout, SampleCoords, Wanted, blocked, main_dims
 
-RESERVED = frozenset({*SERIES_DIMS, "sample", "label", "sample_block", "class", "exposed", "ledger", "tiles"})
+RESERVED = frozenset(
+    {*SERIES_DIMS, "slot", "sample", "label", "sample_block", "class", "exposed", "measured", "ledger", "tiles"}
+)
 
 
 @dataclass(frozen=True)
@@ -30,26 +44,60 @@ def wanted(
     cube: schema.Cube,
     run: str,
     series: str,
-    samples: SampleCoords,
+    samples: SampleCoords | None,
     settings: Mapping[str, Any],
     exposure: Mapping[int, Sequence[int]] | None,
     variables: Iterable[str] | None,
     positions: Iterable[int] | None,
+    axes: Mapping[str, Axis],
+    block_samples: int | None,
+    fingerprint: str | None,
+    encodings: Mapping[str, str],
 ) -> Wanted:
     """Return what is wanted as a record, checked."""
     names = None if variables is None else tuple(variables)
     named = None if positions is None else frozenset(positions)
-    record = Wanted(cube, run, series, samples, settings, exposure, names, named)
+    fixed = {dim: Axis(np.asarray(a.ids), {k: np.asarray(v) for k, v in a.coords.items()}) for dim, a in axes.items()}
+    record = Wanted(
+        cube, run, series, samples, settings, exposure, names, named, fixed, block_samples, fingerprint, encodings
+    )
     check(record)
     return record
 
 
 def check(wanted: Wanted) -> None:
     """Raise SchemaError if what is wanted contradicts itself."""
-    samples, cube = wanted.samples, wanted.cube
-    n = len(samples)
+    cube = wanted.cube
     if wanted.series not in SERIES_DIMS:
         raise SchemaError(f"the series dim is {wanted.series!r}; it must be one of {SERIES_DIMS}")
+    if blocked(cube):
+        if wanted.samples is None:
+            raise SchemaError(f"cube {cube.name!r} has rows of samples, and none are given; pass samples=")
+        if wanted.fingerprint is not None:
+            raise SchemaError(f"cube {cube.name!r} takes its fingerprints from its samples; leave fingerprint= out")
+        if wanted.block_samples is not None and wanted.block_samples < 1:
+            raise SchemaError(f"block_samples is {wanted.block_samples}; a block holds at least one sample")
+        _check_samples(wanted.samples, cube)
+    else:
+        if wanted.samples is not None or wanted.block_samples is not None:
+            raise SchemaError(f"cube {cube.name!r} has no rows of samples; pass fingerprint=, and leave samples out")
+        if not wanted.fingerprint:
+            raise SchemaError(f"cube {cube.name!r} needs to know its samples; pass their fingerprint as fingerprint=")
+    names = [v.name for v in cube.variables]
+    for name in (*(wanted.variables or ()), *wanted.encodings):
+        if name not in names:
+            raise SchemaError(f"cube {cube.name!r} has no {name!r}; {nearest(name, names)}")
+    axes.check(wanted, RESERVED)
+    for variable in wanted.measured:
+        stored_dtype(variable, wanted.encodings.get(variable.name))
+        if variable.summed and not blocked(cube):
+            raise SchemaError(f"{variable.name!r} is summed over samples, which cube {cube.name!r} does not have")
+    if wanted.exposure is not None and not wanted.classes:
+        raise SchemaError(f"cube {cube.name!r} has no classes for the class schedule; leave exposure= out")
+
+
+def _check_samples(samples: SampleCoords, cube: schema.Cube) -> None:
+    n = len(samples)
     if n == 0:
         raise SchemaError(f"cube {cube.name!r} has no samples; select at least one")
     for name, values in {"labels": samples.labels, **samples.coords}.items():
@@ -64,16 +112,10 @@ def check(wanted: Wanted) -> None:
             f"labels range over {labels.min()}…{labels.max()}, and there are {len(samples.classes)} classes; "
             "give every label a class name"
         )
-    taken = RESERVED | {v.name for v in cube.variables}
+    taken = RESERVED | {v.name for v in cube.variables} | set(cube.dims)
     for name in samples.coords:
         if name in taken or name.endswith(("_sum", "_count")):
             raise SchemaError(f"a sample coordinate cannot be named {name!r}; that name is the store's own")
-    for name in wanted.variables or ():
-        if name not in {v.name for v in cube.variables}:
-            raise SchemaError(f"cube {cube.name!r} has no {name!r}; {nearest(name, [v.name for v in cube.variables])}")
-    for variable in wanted.measured:
-        if variable.dims != (schema.SERIES, "sample"):
-            raise SchemaError(f"{variable.name!r} has dims {variable.dims}; this store lays out (series, sample) only")
 
 
 def read_layout(root: zarr.Group, cube: str, change: str = "") -> Layout | None:
@@ -82,33 +124,42 @@ def read_layout(root: zarr.Group, cube: str, change: str = "") -> Layout | None:
     if not isinstance(group, zarr.Group):
         return None
     settings = settings_of(group)
-    ids = strings(group, "sample")
+    counts = settings["blocks"]
+    ids = strings(group, "sample") if sum(counts) else np.zeros(0, str)
     return Layout(
         cube=cube,
         series=settings["series"],
         generation=settings["generation"],
-        blocks=tuple(np.split(ids, np.cumsum(settings["blocks"])[:-1])),
+        blocks=tuple(np.split(ids, np.cumsum(counts)[:-1])),
         fingerprints=tuple(strings(group_in(group, "ledger"), "fingerprint").tolist()),
         change=change,
+        sizes=axes.sizes(group),
     )
 
 
 def propose(root: zarr.Group, wanted: Wanted) -> Layout:
     """Return the layout that applying ``wanted`` would leave, with its ``change``. A pure read."""
     change = _compare(root, wanted)
-    old = read_layout(root, wanted.cube.name, change.text)
-    samples = wanted.samples
+    name, samples = wanted.cube.name, wanted.samples
+    old = read_layout(root, name, change.text)
+    sizes = {dim: len(axis) for dim, axis in wanted.axes.items()}
+    if samples is not None:
+        sizes |= {"sample": len(samples), "class": len(samples.classes)}
     if old is None or change.renew:
         generation = 0 if old is None else old.generation + 1
-        ids = np.asarray(samples.ids, str)
-        digest = sample_fingerprint(samples.ids, samples.labels)
-        return Layout(wanted.cube.name, wanted.series, generation, (ids,), (digest,), change.text)
+        counts = first_blocks(wanted)
+        ids = np.zeros(0, str) if samples is None else np.asarray(samples.ids, str)
+        blocks, digests = np.split(ids, np.cumsum(counts)[:-1]), fingerprints(wanted, counts)
+        return Layout(name, wanted.series, generation, tuple(blocks), tuple(digests), change.text, sizes)
+    sizes = {**old.sizes, **sizes}
+    if samples is None:
+        return replace(old, fingerprints=tuple(fingerprints(wanted, (0,))), sizes=sizes)
     if not change.added:
-        return old
-    added = np.asarray(samples.ids, str)[list(change.added)]
-    digest = sample_fingerprint(added, np.asarray(samples.labels)[list(change.added)])
-    blocks, digests = (*old.blocks, added), (*old.fingerprints, digest)
-    return Layout(old.cube, old.series, old.generation, blocks, digests, change.text)
+        return replace(old, sizes=sizes)
+    counts = added_blocks(group_in(root, name), wanted, len(change.added))
+    added = np.split(np.asarray(samples.ids, str)[list(change.added)], np.cumsum(counts)[:-1])
+    digests = fingerprints(wanted, counts, change.added)
+    return replace(old, blocks=(*old.blocks, *added), fingerprints=(*old.fingerprints, *digests), sizes=sizes)
 
 
 def _compare(root: zarr.Group, wanted: Wanted) -> _Change:
@@ -120,7 +171,7 @@ def _compare(root: zarr.Group, wanted: Wanted) -> _Change:
         )
     group = root.get(wanted.cube.name)
     if not isinstance(group, zarr.Group):
-        return _Change(f"create {len(wanted.samples)} samples")
+        return _Change("create " + _extent(wanted))
     settings = settings_of(group)
     if settings["series"] != wanted.series:
         raise StoreError(
@@ -130,15 +181,41 @@ def _compare(root: zarr.Group, wanted: Wanted) -> _Change:
     reasons = _reasons_to_renew(group, wanted)
     if reasons:
         return _Change("new generation: " + "; ".join(reasons), renew=True)
+    if wanted.samples is None:
+        return _Change("; ".join(_differences(group, wanted, False)))
     known = set(strings(group, "sample").tolist())
     added = tuple(i for i, name in enumerate(np.asarray(wanted.samples.ids, str).tolist()) if name not in known)
     texts = [f"append {len(added)} samples"] if added else []
     return _Change("; ".join(texts + _differences(group, wanted, bool(added))), added=added)
 
 
+def _extent(wanted: Wanted) -> str:
+    """Say how large a cube is to be, but for its series."""
+    sizes = [] if wanted.samples is None else [f"{len(wanted.samples)} samples"]
+    sizes += [f"{len(axis)} {dim}s" for dim, axis in wanted.axes.items() if dim in main_dims(wanted.cube)]
+    return " × ".join(sizes)
+
+
 def _reasons_to_renew(group: zarr.Group, wanted: Wanted) -> list[str]:
+    reasons = axes.reasons_to_renew(group, wanted)
+    if wanted.samples is not None:
+        reasons += _changed_samples(group, wanted.samples)
+    for variable in wanted.measured:
+        array = group.get(variable.name)
+        encoding = wanted.encodings.get(variable.name)
+        now = stored_dtype(variable, encoding)
+        if not isinstance(array, zarr.Array):
+            continue
+        if array.dtype != now:
+            reasons.append(f"{variable.name} was stored as {array.dtype} and is now {now}")
+        elif array.attrs.get("encoding", str(now)) != (encoding or str(now)):
+            was = array.attrs.get("encoding", str(now))
+            reasons.append(f"{variable.name} was stored as {was} and is now {encoding or now}")
+    return reasons
+
+
+def _changed_samples(group: zarr.Group, samples: SampleCoords) -> list[str]:
     reasons = []
-    samples = wanted.samples
     classes = tuple(strings(group, "class").tolist())
     if classes != tuple(samples.classes):
         reasons.append(f"classes were {len(classes)} and are {len(samples.classes)}, or are named otherwise")
@@ -151,15 +228,11 @@ def _reasons_to_renew(group: zarr.Group, wanted: Wanted) -> list[str]:
     moved = sum(label_of.get(name, label) != label for name, label in zip(ids, labels, strict=True))
     if moved:
         reasons.append(f"{moved} labels were changed")
-    for variable in wanted.measured:
-        array = group.get(variable.name)
-        if isinstance(array, zarr.Array) and array.dtype != np.dtype(variable.dtype):
-            reasons.append(f"{variable.name} was stored as {array.dtype} and is now {variable.dtype}")
     return reasons
 
 
 def _differences(group: zarr.Group, wanted: Wanted, grown: bool) -> list[str]:
-    """Name what differs short of the samples: settings, arrays, coordinates."""
+    """Name what differs short of the samples and the main axes: settings, other axes, arrays, coordinates."""
     out = []
     if merged_settings(settings_of(group), wanted) != settings_of(group):
         out.append("update settings")
@@ -169,6 +242,9 @@ def _differences(group: zarr.Group, wanted: Wanted, grown: bool) -> list[str]:
     parts = set(strings(group_in(group, "ledger"), "part").tolist())
     if {p.name for p in wanted.cube.parts} - parts:
         out.append("add parts to the ledger")
+    if not blocked(wanted.cube) and strings(group_in(group, "ledger"), "fingerprint").tolist() != [wanted.fingerprint]:
+        out.append("measure other samples")
+    out += axes.differences(group, wanted)
     if not grown:
         changed = [name for name, values in stored_order(group, wanted).items() if not holds(group, name, values)]
         if changed:
@@ -198,7 +274,7 @@ def apply(root: zarr.Group, wanted: Wanted, tip: str) -> str:
     else:
         group = group_in(root, name)
         if change.added:
-            append_block(group, wanted, list(change.added))
+            append_blocks(group, wanted, change.added)
         complete(group, wanted)
     return change.text
 

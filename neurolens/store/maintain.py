@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from neurolens.errors import StoreError
 from neurolens.store.locks import commit_lock
+from neurolens.store.opening import open_store
 from neurolens.store.repository import explained, is_s3, local_path
-from neurolens.store.run_store import open_store
 from neurolens.store.tiles import build_tiles
 
 GRACE = datetime.timedelta(days=1)

@@ -1,90 +1,21 @@
 """Store: the one way to read a run's ledger and to write its rows."""
 
 import contextlib
-import datetime
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import icechunk
 import numpy as np
 import zarr
 
-from neurolens import __version__, schema
+from neurolens import schema
 from neurolens.errors import StoreError, nearest
 from neurolens.store import commits, layout, locks, repository, s3, transactions
-from neurolens.store.layout import Layout, SampleCoords
 from neurolens.store.ledger import Ledger, group_in, read_ledger, readings, settings_of
 from neurolens.store.locks import RowId
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One committed state of a store."""
-
-    id: str
-    time: datetime.datetime
-    message: str
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What this process prepared a cube for: its generation, and the reading of each part."""
-
-    generation: int | None = None
-    readings: Mapping[str, int] = field(default_factory=dict)
-
-
-def open_store(
-    url: str | os.PathLike[str],
-    *,
-    endpoint: str | None = None,
-    region: str | None = None,
-    create: bool = False,
-    readonly: bool = False,
-) -> "Store":
-    """Open the store of a run: a local folder or ``s3://bucket/prefix``.
-
-    Parameters
-    ----------
-    endpoint, region
-        Of an S3-compatible server; absent: from the environment, as are the credentials.
-    create
-        Make an empty store if there is none.
-    readonly
-        Take no lock and refuse to write.
-
-    Raises
-    ------
-    StoreError
-        If there is no store, it is not ours, it is newer than this version, it cannot be written (and
-        ``readonly`` was not asked for), or its S3 server ignores conditional writes.
-    MissingExtraError
-        If an S3 store is to be written and boto3 is absent.
-    """
-    text = os.fspath(url)
-    if not repository.is_s3(text):
-        text = str(repository.local_path(text))
-    elif not readonly:
-        s3.require_conditional_put(text, endpoint=endpoint, region=region)
-    try:
-        repo = repository.open_repository(text, endpoint=endpoint, region=region)
-    except StoreError:
-        if not create or readonly:
-            raise
-        repo = repository.create_repository(text, endpoint=endpoint, region=region, version=__version__)
-    store = Store(text, repo, endpoint=endpoint, region=region, readonly=readonly)
-    own = store.attributes()
-    if own["format"] > repository.FORMAT:
-        raise StoreError(
-            f"{text}: the store has format {own['format']} (neurolens {own.get('version')}), and this is neurolens "
-            f"{__version__}, which reads up to format {repository.FORMAT}; upgrade neurolens"
-        )
-    if not readonly:
-        store.check_writable()
-    return store
+from neurolens.store.records import Axis, Layout, Prepared, SampleCoords, Snapshot
 
 
 class Store:
@@ -179,14 +110,31 @@ class Store:
         *,
         run: str,
         series: str,
-        samples: SampleCoords,
+        samples: SampleCoords | None = None,
         settings: Mapping[str, Any],
         exposure: Mapping[int, Sequence[int]] | None = None,
         variables: Iterable[str] | None = None,
         positions: Iterable[int] | None = None,
+        axes: Mapping[str, Axis] = MappingProxyType({}),
+        block_samples: int | None = None,
+        fingerprint: str | None = None,
+        encodings: Mapping[str, str] = MappingProxyType({}),
     ) -> Layout:
         """Return the layout that `prepare` would leave, writing nothing; its ``change`` says what would change."""
-        wanted = layout.wanted(cube, run, series, samples, settings, exposure, variables, positions)
+        wanted = layout.wanted(
+            cube,
+            run,
+            series,
+            samples,
+            settings,
+            exposure,
+            variables,
+            positions,
+            axes,
+            block_samples,
+            fingerprint,
+            encodings,
+        )
         root, _ = self.root()
         return layout.propose(root, wanted)
 
@@ -196,17 +144,23 @@ class Store:
         *,
         run: str,
         series: str,
-        samples: SampleCoords,
+        samples: SampleCoords | None = None,
         settings: Mapping[str, Any],
         exposure: Mapping[int, Sequence[int]] | None = None,
         variables: Iterable[str] | None = None,
         positions: Iterable[int] | None = None,
+        axes: Mapping[str, Axis] = MappingProxyType({}),
+        block_samples: int | None = None,
+        fingerprint: str | None = None,
+        encodings: Mapping[str, str] = MappingProxyType({}),
     ) -> Layout:
         """Make the cube's group what the run wants, in one commit, or in none if it is so already.
 
-        Samples that are new are appended as a block; existing ones keep their place, whatever the order given.
-        Removed samples, changed labels or classes, or a changed dtype start a new generation of the group: the old
-        one stays readable at ``previous_snapshot``. Changed coordinates and settings are updated in place.
+        Samples that are new are appended as blocks; existing ones keep their place, whatever the order given.
+        Removed samples, changed labels or classes, another main axis (one that the cube's first part lies along:
+        ``unit``), or a changed dtype start a new generation of the group: the old one stays readable at
+        ``previous_snapshot``. Where another axis changed, what lies along it is removed, and its parts are absent.
+        Changed coordinates and settings are updated in place.
 
         Parameters
         ----------
@@ -214,6 +168,8 @@ class Store:
             Name of the run; a store holds one.
         series
             ``epoch`` or ``step``.
+        samples
+            Of a cube that has the dim ``sample``: its rows are kept in blocks of them. Others pass ``fingerprint``.
         settings
             JSON-able description, kept with the group; ``parts`` maps each measured part to its settings, and says
             which arrays are made.
@@ -224,15 +180,37 @@ class Store:
         positions
             The series positions that the study names. At others, what is done under the settings of now stays; what
             failed, or was measured under other settings, is no longer shown, until the study names it again.
+        axes
+            The other dims of the measured variables: ids, and coordinates along them. Axes left out stay as they are.
+        block_samples
+            Cut samples into blocks of at most this many, at ends of chunks; absent: a block per growth. What is
+            stored keeps its blocks.
+        fingerprint
+            Of the samples that rows without a dim ``sample`` are measured on.
+        encodings
+            Variable → ``float16`` or ``float32-bitround10``, where it is not stored as the schema declares.
 
         Raises
         ------
         StoreError
             If the store holds another run, or the cube's series is the other one.
         SchemaError
-            If ids repeat, shapes or labels do not fit, or a name is unknown.
+            If ids repeat, shapes or labels do not fit, an axis is missing, or a name is unknown.
         """
-        wanted = layout.wanted(cube, run, series, samples, settings, exposure, variables, positions)
+        wanted = layout.wanted(
+            cube,
+            run,
+            series,
+            samples,
+            settings,
+            exposure,
+            variables,
+            positions,
+            axes,
+            block_samples,
+            fingerprint,
+            encodings,
+        )
         root, _ = self.root()
         proposed = layout.propose(root, wanted)
         changed = proposed.change
@@ -287,8 +265,9 @@ class Store:
         positions
             ``{"epoch": e, "step": s}``; None where unknown, except in the series' own.
         values
-            Variable → (n,), in the order of the block. Of the parts in ``keys``, variables without a value are set
-            to *not measured*; other parts are left as they are.
+            Variable → array of its dims but the series: the block's samples in its order, the axes in theirs.
+            Of the parts in ``keys``, variables without a value are set to *not measured*; other parts are left as
+            they are.
         keys
             Part → sha256 in hex.
         generation
@@ -379,9 +358,9 @@ class Store:
             raise StoreError(f"{self.url}: the store was opened with readonly=True; open it without to write")
 
 
-def _reopen(
-    url: str, endpoint: str | None, region: str | None, readonly: bool, prepared: dict[str, "Prepared"]
-) -> Store:
+def _reopen(url: str, endpoint: str | None, region: str | None, readonly: bool, prepared: dict[str, Prepared]) -> Store:
+    from neurolens.store.opening import open_store
+
     store = open_store(url, endpoint=endpoint, region=region, readonly=readonly)
     store._prepared.update(prepared)
     return store

@@ -93,8 +93,9 @@ def matching(
 
 
 def variables(cube: str, part: str, present: Container[str]) -> list[str]:
-    """Return the variables of a part that are present, in the schema's order."""
-    return [v.name for v in schema.CUBES[cube].part(part).variables if v.name in present]
+    """Return the variables of a part that are present and can be tiled, (series, sample), in the schema's order."""
+    found = schema.CUBES[cube].part(part).variables
+    return [v.name for v in found if v.name in present and v.dims == (schema.SERIES, "sample")]
 
 
 def _names(cube: zarr.Group) -> list[list[str]]:
