@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torchvision
@@ -17,7 +17,10 @@ from torch import nn
 
 from neurolens.errors import StudyError, nearest
 from neurolens.networks import CifarResNet18, DigitsConvNet, cifar_resnet18_incremental
-from neurolens.study import FACTORY, Model, Preprocessing
+from neurolens.study import FACTORY, TRANSFORMERS, Model, Preprocessing
+
+if TYPE_CHECKING:
+    from neurolens.tokens import Tokenizer
 
 IMAGENET = Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -32,7 +35,8 @@ class Network:
 
     ``preprocessing`` always has mean and std, one value per channel; in ``resize`` and ``crop`` None means *none*.
     ``input_size`` is the side of the square input in pixels, None where the data decide. ``description`` is JSON-able
-    and holds all that decides the numbers besides the weights.
+    and holds all that decides the numbers besides the weights. ``tokenizer`` is there where the input is text; the
+    image's fields then mean nothing.
     """
 
     module: nn.Module
@@ -40,6 +44,7 @@ class Network:
     channels: int
     input_size: int | None
     description: dict[str, Any]
+    tokenizer: "Tokenizer | None" = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ _OWN = {
 
 def names() -> tuple[str, ...]:
     """Return the names that `build` knows, local factories aside."""
-    return (*_OWN, *torchvision.models.list_models(module=torchvision.models))
+    return (*_OWN, TRANSFORMERS, *torchvision.models.list_models(module=torchvision.models))
 
 
 def build(table: Model, *, seed: int | None = None) -> Network:
@@ -76,7 +81,8 @@ def build(table: Model, *, seed: int | None = None) -> Network:
         Its name, number of classes, options and preprocessing. The name is one of `names`, or
         ``path/file.py:function``: that file alone is executed, and the function is called with the number of classes
         and the options. A network of a local factory may say what feeds it by an attribute ``preprocessing``: a dict
-        with any of mean, std, resize and crop.
+        with any of mean, std, resize and crop. ``transformers`` is a network of that library, made by
+        `neurolens.transformers_models`.
     seed
         Makes the initial weights, which are then equal on every call. Torch's global generator is as it was before,
         with or without a seed.
@@ -89,16 +95,20 @@ def build(table: Model, *, seed: int | None = None) -> Network:
     """
     factory = FACTORY.fullmatch(table.name)
     with _building, torch.random.fork_rng(devices=[]):
+        if table.name == TRANSFORMERS:
+            from neurolens import transformers_models
+
+            _seed(seed)
+            return transformers_models.build(table)
         if factory is None:
             kind, source = _known(table), {"name": table.name}
         else:
             kind, source = _local(Path(factory["file"]), factory["function"])
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
+        _seed(seed)
         module = _make(kind.make, table)
     channels = _channels(module)
     own = kind.preprocessing if factory is None else _declared(module, table.name)
-    preprocessing = _resolve(table, own, channels)
+    preprocessing = resolve(table, own, channels)
     input_size = preprocessing.crop or kind.input_size
     description = {
         **source,
@@ -107,6 +117,11 @@ def build(table: Model, *, seed: int | None = None) -> Network:
         "preprocessing": preprocessing.model_dump(mode="json"),
     }
     return Network(module, preprocessing, channels, input_size, description)
+
+
+def _seed(seed: int | None) -> None:
+    if seed is not None:
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
 
 
 def _known(table: Model) -> _Kind:
@@ -227,7 +242,7 @@ def _declared(module: nn.Module, name: str) -> Preprocessing:
         ) from error
 
 
-def _resolve(table: Model, own: Preprocessing, channels: int) -> Preprocessing:
+def resolve(table: Model, own: Preprocessing, channels: int) -> Preprocessing:
     """Lay the study's preprocessing over the network's own: the geometry as a whole, mean and std each."""
     given = table.preprocessing
     geometry = given if given.resize is not None or given.crop is not None else own

@@ -183,3 +183,12 @@ def write_checkpoint(home: Path, epoch: int, *, seed: int | None = None, classes
     network = models.build(Model(name="digits_convnet", classes=classes), seed=epoch if seed is None else seed)
     torch.save(network.module.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def language_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a tiny GPT-NeoX run with six step checkpoints as folders (`LanguageRun`), shared: do not change it."""
+    pytest.importorskip("transformers", reason="the extra 'text' is not installed")
+    from language_models import train_language_model
+
+    return train_language_model(tmp_path_factory.mktemp("language") / "run")

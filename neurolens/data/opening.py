@@ -6,13 +6,14 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from neurolens.data import draws
+from neurolens.data import draws, text
 from neurolens.data.arrays import ArrayImages, Found, arrays, digits
 from neurolens.data.cifar import cifar
 from neurolens.data.exposure import class_schedule
 from neurolens.data.folders import folder, places365
 from neurolens.data.samples import SampleSet, sample_ids
 from neurolens.data.selection import flip_labels, of_classes, select
+from neurolens.data.texts import Texts, TextSet, tokenised
 from neurolens.errors import DataError
 from neurolens.study import Data, Study, Validation
 
@@ -23,6 +24,7 @@ SOURCES: dict[str, Callable[[Data], Found]] = {
     "folder": folder,
     "places365": places365,
     "arrays": arrays,
+    **text.OPENERS,
 }
 
 
@@ -31,6 +33,7 @@ def open_samples(table: Data) -> SampleSet:
 
     Content ids are taken over the whole split where it is one array; where images are files, over the selected ones
     only (decoding the rest would cost hours), so that the occurrence number of an exact duplicate counts those.
+    Of texts, blank ones are gone before anything is chosen, and ids are taken over the whole split.
     Label noise flips labels of the whole split, or of the selected classes among themselves, before ids, count and
     fraction choose: a part of the samples that a run was trained on has the labels that it was trained on.
 
@@ -52,7 +55,7 @@ def open_samples(table: Data) -> SampleSet:
         return draws.keys(names if names is not None else all_ids())
 
     kept = select(table.select, found.labels, found.classes, ids=all_ids, keys=keys)
-    whole = isinstance(images, ArrayImages) or table.select.ids is not None
+    whole = isinstance(images, ArrayImages | Texts) or table.select.ids is not None
     chosen = images.take(kept)
     ids = all_ids()[kept] if whole else sample_ids(chosen.digests())
     labels = found.labels[kept]
@@ -64,20 +67,34 @@ def open_samples(table: Data) -> SampleSet:
         at = np.searchsorted(pool, kept)
         coords["true_label"], labels, coords["is_mislabelled"] = labels, noisy[at], flipped[at]
     exposure = class_schedule(table.exposure, len(found.classes)) if table.exposure is not None else None
+    if isinstance(chosen, Texts):
+        name, length = text.named(table), table.text.max_length
+        return TextSet(ids, labels, found.classes, chosen.held(), name, coords, exposure, max_length=length)
     return SampleSet(
         ids, labels, found.classes, chosen, f"{table.source}:{table.split}", coords, exposure, table.resident_gib
     )
 
 
 def study_samples(study: Study) -> SampleSet:
-    """Open the samples of a study, as `open_samples`, and check that its network can mean their labels.
+    """Open the samples of a study, as `open_samples`, and check that its network can mean them; tokenise texts.
 
     Raises
     ------
     DataError
-        As `open_samples`; or if a label numbers folders, and there are not as many as the network has classes.
+        As `open_samples`; or if a label numbers folders, and there are not as many as the network has classes; or if
+        texts have no tokenizer, or one of them no token.
     """
     samples, classes = open_samples(study.data), study.model.classes
+    if isinstance(samples, TextSet):
+        from neurolens.tokens import tokenizer_of
+
+        tokenizer = None if study.model.transformers is None else tokenizer_of(study.model.transformers)
+        if tokenizer is None:
+            raise DataError(
+                f"{samples.name} holds texts, and model {study.model.name!r} has no tokenizer; name a network of the "
+                "transformers library, and model.transformers.tokenizer if its folder holds none"
+            )
+        return tokenised(samples, tokenizer)
     if study.data.source == "folder" and len(samples.classes) != classes:
         raise DataError(
             f"{samples.name} has {len(samples.classes)} class folders and the network {classes} classes: a label is "
