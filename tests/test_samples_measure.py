@@ -255,6 +255,7 @@ def test_key_config__changes_with_what_changes_the_numbers_and_with_nothing_else
         "draws": (Samples(curvature_draws=3), {"curvature"}),
         "h": (Samples(curvature_h=0.1), {"curvature"}),
         "seed": (Samples(curvature_seed=1), {"curvature"}),
+        "arithmetic": (Samples(grand_arithmetic="float32"), {"grand"}),
         "parts": (Samples(gradients=False, grand=True, curvature=True), set()),
         "non-finite": (Samples(allow_non_finite=True), set()),
     }

@@ -1,7 +1,7 @@
 """What one checkpoint makes of each sample: loss, margin, input-gradient norm, … one pass, one number per sample.
 
-Eval mode, no augmentation, float32 (bfloat16 only where the study asks for it), batch norms folded. A sample's numbers
-do not depend on the batch it came in, beyond float rounding.
+Eval mode, no augmentation, float32 (bfloat16 only where the study asks for it; GraNd's forward pass is float64), batch
+norms folded. A sample's numbers do not depend on the batch it came in, beyond float rounding.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from neurolens.data import SampleSet
     from neurolens.models import Network
 
-MEASUREMENT_VERSION = {"forward": 1, "input_gradient": 1, "grand": 1, "curvature": 1}
+MEASUREMENT_VERSION = {"forward": 1, "input_gradient": 1, "grand": 2, "curvature": 1}
 """Raised when a part's numbers change; part of its key, so that new code never serves old numbers."""
 
 CPU_BATCH = {"forward": 64, "grand": 16, "curvature": 64}
@@ -58,6 +58,8 @@ def key_config(table: Samples, part: str) -> dict[str, Any]:
     config: dict[str, Any] = {"version": MEASUREMENT_VERSION[part], "dtype": "float32"}
     if part in ("forward", "input_gradient") and table.bf16:
         config["dtype"] = "bfloat16"
+    if part == "grand":
+        config["dtype"] = table.grand_arithmetic
     if part == "curvature":
         config |= {"draws": table.curvature_draws, "h": table.curvature_h, "seed": table.curvature_seed}
     return config
@@ -85,7 +87,8 @@ def measure(
         Parts of the samples cube: of ``forward``, ``input_gradient``, ``grand``, ``curvature``.
     table : study.Samples
         Settings of the measurement. With ``bf16`` the forward and input-gradient parts are computed in bfloat16
-        (the others stay in float32: a finite difference drowns in bfloat16).
+        (the others do not: a finite difference drowns in bfloat16). ``grand_arithmetic`` is that of
+        :class:`neurolens.samples.grand.GradientNorms`.
     batch_size
         Samples a pass; on a CPU it is cut to what suits its caches. Changes no number beyond float rounding.
     device
@@ -199,7 +202,7 @@ def _passes(
     if "grand" in parts:
         # MPS has no float64 to sum squares in
         where = torch.device("cpu") if probe.device.type == "mps" else probe.device
-        norms = stack.enter_context(GradientNorms(copy.deepcopy(module).to(where)))
+        norms = stack.enter_context(GradientNorms(copy.deepcopy(module).to(where), arithmetic=table.grand_arithmetic))
         steps["grand"] = lambda x, y, ids: {"grand": norms(x.to(where), y.to(where)).float()}
     if "curvature" in parts:
 

@@ -14,6 +14,11 @@ class Samples(Table):
 
     gradients: bool = Field(True, description="Measure input-gradient norms.")
     grand: bool = Field(False, description="Measure parameter-gradient norms (GraNd).")
+    grand_arithmetic: Literal["mixed", "float64", "float32"] = Field(
+        "mixed",
+        description="What GraNd is computed in: float64 forward and float32 products backward, or one of them "
+        "throughout. float32 takes half the time; a ReLU that rounding turns costs its sample 1e-6 or more.",
+    )
     curvature: bool = Field(False, description="Measure input-loss curvature.")
     curvature_draws: PositiveInt = Field(10, description="Rademacher draws per sample.")
     curvature_h: PositiveFloat = Field(1e-3, description="Step of the finite difference.")
