@@ -1,11 +1,11 @@
-"""How sure an estimate is: bootstrap weights and percentile intervals."""
+"""How sure an estimate is: bootstrap weights and percentile intervals, bounds of a proportion."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from neurolens.errors import SchemaError
+from neurolens.errors import SchemaError, nearest
 
 
 def require_resampling(bootstrap: int, confidence: float) -> None:
@@ -37,3 +37,51 @@ def percentile_interval(values: Any, confidence: float) -> tuple[Any, Any]:
     values = np.asarray(values, dtype=float)
     low, high = np.nanquantile(values, [tail, 1 - tail], axis=0)
     return low, high
+
+
+def binomial_upper(
+    successes: Any, trials: Any, *, confidence: float = 0.95, method: Literal["wilson", "clopper_pearson"] = "wilson"
+) -> Any:
+    """Return the upper bound of a probability, of which so many successes in so many trials were seen; one-sided.
+
+    Parameters
+    ----------
+    successes, trials : arrays that broadcast
+        Counts, or weights; 0 ≤ successes ≤ trials.
+    confidence : float
+        Coverage of [0, bound].
+    method : {"wilson", "clopper_pearson"}
+        Wilson's score bound, whose coverage is ``confidence`` on average, or the exact one, never below it.
+
+    Returns
+    -------
+    array of float64
+        1 where all trials succeeded, or there was none; with no success in N, at 95 %, about 3/N exact (rule of three)
+        and 2.7/N by Wilson. NaN where a count is NaN.
+
+    Raises
+    ------
+    SchemaError
+        If the confidence is no coverage, the method is unknown, or there are more successes than trials.
+
+    References
+    ----------
+    Wilson 1927; Clopper and Pearson 1934; Brown, Cai and DasGupta 2001.
+    """
+    from scipy.special import betaincinv, ndtri
+
+    require_resampling(0, confidence)
+    if method not in ("wilson", "clopper_pearson"):
+        raise SchemaError(f"method={method!r} is unknown; {nearest(str(method), ('wilson', 'clopper_pearson'))}")
+    k, n = np.broadcast_arrays(np.asarray(successes, dtype=float), np.asarray(trials, dtype=float))
+    if ((k < 0) | (k > n)).any():
+        raise SchemaError("found more successes than trials, or fewer than none; count both over the same observations")
+    known, partial = np.isfinite(k) & np.isfinite(n), k < n
+    bound = np.where(known, 1.0, np.nan)
+    k, n = np.where(partial, k, 0.0), np.where(partial, n, 1.0)
+    if method == "clopper_pearson":
+        upper = betaincinv(k + 1, n - k, confidence)
+    else:
+        z, p = ndtri(confidence), k / n
+        upper = (p + z**2 / (2 * n) + z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))) / (1 + z**2 / n)
+    return np.where(known & partial, upper, bound)

@@ -54,6 +54,7 @@ UNIT_RESULTS: dict[str, Variable] = {
             "(largest class mean - mean of the others) / (their sum)",
             "Morcos et al. 2018, section 2.3",
         ),
+        _of_unit("preferred_class", "1", "position along `class` of the class with the largest mean"),
         _of_unit(
             "lifetime_sparseness", "1", "(1 - mean squared / mean of squares) / (1 - 1/n)", "Vinje and Gallant 2000"
         ),
