@@ -236,7 +236,8 @@ def _tensor(value: Any, tap: Tap) -> Tensor:
     tensor = first_tensor(value)
     if tensor is None:
         what = "is given" if tap.side == "input" else "returns"
-        kind = type(value[0] if tap.side == "input" and value[0] else value).__name__
+        values = (*value[0], *value[1].values()) if tap.side == "input" else (value,)
+        kind = " and ".join(type(v).__name__ for v in values) or "nothing"
         raise CaptureError(f"module {tap.module!r} {what} no tensor but {kind}; tap a module inside or after it")
     return tensor
 

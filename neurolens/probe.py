@@ -283,11 +283,9 @@ def _axis(name: str, given: Any, args: Any, kwargs: Any, made: Tensor) -> int | 
         return made.ndim - 1
     if name.startswith("conv") or name in ("batch_norm", "instance_norm", "group_norm"):
         return 1
-    if (
-        name in ("layer_norm", "rms_norm")
-        and len(kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())) == 1
-    ):
-        return made.ndim - 1
+    if name in ("layer_norm", "rms_norm"):
+        normal = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
+        return made.ndim - 1 if isinstance(normal, tuple | list) and len(normal) == 1 else None
     _, mark, shape = given[0]
     before: int | None = None if mark is None else mark.axis
     if name == "permute" and before is not None:
