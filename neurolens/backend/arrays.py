@@ -1,8 +1,9 @@
-"""The lazy array behind an opened cube: committed rows in order of the series, read chunk by chunk.
+"""The lazy arrays behind an opened cube: committed rows in order of the series, read chunk by chunk.
 
 Few samples over many rows come from the tiles, where there are valid ones; scans come from the rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from xarray.core import indexing
 
 from neurolens.store.chunk_files import ChunkFiles
 from neurolens.store.chunks import Columns, as_columns, count, pieces, read
+from neurolens.store.grids import compact, read_grid
 from neurolens.store.repository import explained
 
 REQUEST_COST = 100_000  # what one request costs, in bytes that could be read meanwhile (0.1 ms at 1 GB/s)
@@ -25,13 +27,15 @@ class Rows:
     """One variable of a cube as it lies in the store.
 
     ``slots`` (row,) are the stored slots in order of the series. ``done`` (row, block) says where the variable was
-    measured; None: everywhere. ``blocks`` (sample,) is the ledger block of each sample. ``tiles`` holds the same
-    cells in chunks of ``TILE``; ``tiled`` (tile,) says which groups of slots it may be trusted for. ``files``: where
-    the chunks of a local store lie.
+    measured; None: everywhere. ``blocks`` (sample,) is the ledger block of each sample; None: there is one for all.
+    ``opened`` is the dtype that it opens as, with NaN where ``fill`` is stored. ``tiles`` holds the same cells in
+    chunks of ``TILE``; ``tiled`` (tile,) says which groups of slots it may be trusted for. ``files``: where the
+    chunks of a local store lie.
     """
 
     array: zarr.Array[Any]
     slots: NDArray[np.int64]
+    opened: np.dtype[Any]
     done: NDArray[np.bool_] | None = None
     blocks: NDArray[np.int32] | None = None
     fill: int | None = None
@@ -40,8 +44,8 @@ class Rows:
     files: ChunkFiles | None = None
 
 
-class RowsArray(BackendArray):
-    """A (series, sample) array over committed rows; what was not measured reads NaN."""
+class _CommittedArray(BackendArray):
+    """What the arrays over committed rows share: indexing by rows and outer columns."""
 
     __slots__ = ("dtype", "rows", "shape", "token")
 
@@ -49,8 +53,8 @@ class RowsArray(BackendArray):
         """``token`` names the array for good: store, snapshot, cube and variable."""
         self.rows = rows
         self.token = token
-        self.shape = (len(rows.slots), int(rows.array.shape[1]))
-        self.dtype = np.dtype("float32") if rows.fill is not None else np.dtype(rows.array.dtype)
+        self.shape = (len(rows.slots), *map(int, rows.array.shape[1:]))
+        self.dtype = rows.opened
 
     def __dask_tokenize__(self) -> tuple[str, ...]:
         return self.token
@@ -61,24 +65,41 @@ class RowsArray(BackendArray):
         return self._outer(key.tuple)  # the adapter would fail on an empty slice with a negative step
 
     def _outer(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        rows = np.arange(self.shape[0])[key[0]]
+        rows = np.atleast_1d(np.arange(self.shape[0])[key[0]])
+        columns = [compact(as_columns(k, n)) for k, n in zip(key[1:], self.shape[1:], strict=True)]
         with explained(self.token[0]):  # e.g. a snapshot that was collected since it was opened
-            cells = self._cells(np.atleast_1d(rows), as_columns(key[1], self.shape[1]))
-        if np.ndim(rows) == 0:
-            cells = cells[0]
-        return cells[..., 0] if isinstance(key[1], int | np.integer) else cells
+            cells = self._opened(self._cells(rows, columns))
+        return cells[tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in key)]
 
-    def _cells(self, rows: NDArray[np.int64], columns: Columns) -> NDArray[Any]:
-        stored = self._stored(self.rows.slots[rows], columns)
-        cells = stored
+    def _opened(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Return stored cells as they open."""
+        cells = stored.astype(self.dtype, copy=False)
         if self.rows.fill is not None:
-            cells = stored.astype(self.dtype)
             cells[stored == self.rows.fill] = np.nan
-        if self.rows.done is not None and self.rows.blocks is not None:
-            blocks = self.rows.blocks[columns]
-            for i in np.flatnonzero(~self.rows.done[rows].all(axis=1)):
-                cells[i, ~self.rows.done[rows[i]][blocks]] = np.nan
         return cells
+
+    def _cells(self, rows: NDArray[np.int64], columns: Sequence[Columns]) -> NDArray[Any]:
+        """Return the stored cells, with the array's fill value where the variable was not measured."""
+        raise NotImplementedError
+
+
+class RowsArray(_CommittedArray):
+    """A (series, sample) or (series, unit) array over committed rows; what was not measured reads NaN."""
+
+    __slots__ = ()
+
+    def _cells(self, rows: NDArray[np.int64], columns: Sequence[Columns]) -> NDArray[Any]:
+        (wanted,) = columns
+        cells = self._stored(self.rows.slots[rows], wanted)
+        if self.rows.done is not None:
+            blocks = None if self.rows.blocks is None else self.rows.blocks[wanted]
+            for i in np.flatnonzero(~self.rows.done[rows].all(axis=1)):
+                cells[i, slice(None) if blocks is None else ~self.rows.done[rows[i]][blocks]] = self._blank
+        return cells
+
+    @property
+    def _blank(self) -> Any:
+        return self.rows.array.fill_value
 
     def _stored(self, slots: NDArray[np.int64], columns: Columns) -> NDArray[Any]:
         out = np.empty((len(slots), count(columns)), self.rows.array.dtype)
@@ -100,6 +121,33 @@ class RowsArray(BackendArray):
         here = np.flatnonzero(scan)
         if len(here):
             read(self.rows.array, slots[here], columns, out, here, self.rows.files)
+        return out
+
+
+class GridArray(_CommittedArray):
+    """A (series, …) array of more than two dims over committed rows; what was not measured reads NaN.
+
+    Blocks lie along ``sample``, which is its second dim then, or are whole rows.
+    """
+
+    __slots__ = ()
+
+    def _cells(self, rows: NDArray[np.int64], columns: Sequence[Columns]) -> NDArray[Any]:
+        at, array = self.rows, self.rows.array
+        out = np.full((len(rows), *map(count, columns)), array.fill_value, array.dtype)
+        done = np.ones((len(rows), 1), bool) if at.done is None else at.done[rows]
+        whole = done.all(axis=1)
+        here = np.flatnonzero(whole)
+        read_grid(array, at.slots[rows[here]], columns, out, here, at.files)
+        if at.blocks is None:
+            return out
+        first = np.arange(self.shape[1])[columns[0]] if isinstance(columns[0], slice) else columns[0]
+        for i in np.flatnonzero(done.any(axis=1) & ~whole):
+            measured = np.flatnonzero(done[i][at.blocks[first]])
+            some = np.full((1, len(measured), *out.shape[2:]), array.fill_value, array.dtype)
+            wanted = [compact(first[measured]), *columns[1:]]
+            read_grid(array, at.slots[rows[i : i + 1]], wanted, some, np.zeros(1, np.int64), at.files)
+            out[i, measured] = some[0]
         return out
 
 

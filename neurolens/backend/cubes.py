@@ -4,6 +4,7 @@ A row that failed is a row of NaN: left out, it would let a sum over the series 
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from xarray.core import indexing
 
 from neurolens import schema
-from neurolens.backend.arrays import EagerVariable, Rows, RowsArray, SnapshotVariable
+from neurolens.backend.arrays import EagerVariable, GridArray, Rows, RowsArray, SnapshotVariable
+from neurolens.backend.layers import LayerIndex
 from neurolens.errors import StoreError, nearest
 from neurolens.store import tiles
+from neurolens.store.arrays import dims_of
 from neurolens.store.chunk_files import chunk_files
 from neurolens.store.chunks import read_whole
 from neurolens.store.ledger import ABSENT, DONE, current_readings
@@ -53,7 +56,7 @@ def read_cube(group: zarr.Group) -> Cube:
     if name not in schema.CUBES:
         raise StoreError(f"there is no cube {name!r} in this neurolens; {nearest(name, schema.CUBES)}")
     arrays = {key: a for key, a in sorted(group.members(max_depth=1)) if isinstance(a, zarr.Array)}
-    small = {key: array for key, array in arrays.items() if "/" not in key and _dims(array) != ("slot", "sample")}
+    small = {key: array for key, array in arrays.items() if "/" not in key and not _of_rows(key, array)}
     wanted = [
         "ledger/part",
         "ledger/state",
@@ -90,10 +93,11 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
 
     Returns
     -------
-    Dataset : (epoch or step, sample), in order of the series
-        One row per checkpoint that was measured, or that failed and the study names. What failed, or was measured
-        under other settings than the group has now, is NaN with count 0, so that reductions name it. A variable never
-        tried is left out.
+    Dataset : (epoch or step, …), in order of the series
+        ``layer`` is an index of ``unit``. ``measured`` (series) says where all of the cube's first part is done; a
+        cube with sums and counts has those instead. One row per checkpoint that was measured, or that failed and the
+        study names. What failed, or was measured under other settings than the group has now, is NaN (with count 0),
+        so that reductions name it. A variable never tried is left out.
     """
     found, dropped, read = settings(cube), set(drop), read_cube(cube)
     coords, tiled = _coords(read), _tiles(read)
@@ -104,13 +108,21 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
         if key in dropped or not (read.rows(read.tried, part).any() or not len(read.slots)):
             continue
         array = read.arrays[key]
-        fill = int(declared.fill_value) if np.dtype(array.dtype).kind in "iu" else None
-        blocks = read.held["sample_block"]
-        measured = None if done.all() else done
         copy, valid = tiled.get(key, (None, None))
-        rows = Rows(array, read.slots, measured, blocks, fill, copy, valid, files)
+        rows = Rows(
+            array,
+            read.slots,
+            np.dtype(declared.opened if array.dtype.kind in "iu" else array.dtype),
+            done=None if done.all() else done,
+            blocks=read.held["sample_block"] if "sample" in dims_of(array) else None,
+            fill=None if declared.fill is None else int(declared.fill),
+            tiles=copy,
+            tiled=valid,
+            files=files,
+        )
         token = (origin["url"], origin["snapshot"], read.name, key)
-        variables[key] = _variable(RowsArray(rows, token), read.series, declared, array, origin["snapshot"])
+        data = (RowsArray if array.ndim == 2 else GridArray)(rows, token)
+        variables[key] = _variable(data, read.series, declared, array, origin["snapshot"])
         if declared.summed and f"{key}_sum" in read.held and f"{key}_count" in read.held:
             coords |= _sums(read, key, done)
     attrs = dict(origin) | {
@@ -122,20 +134,23 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
     }
     kept = {key: value for key, value in coords.items() if key not in dropped}
     # set afterwards: given as coords=, they would become plain Variables
-    return xr.Dataset(kept | variables, attrs=attrs).set_coords(list(kept))
+    ds = xr.Dataset(kept | variables, attrs=attrs).set_coords(list(kept))
+    return ds.set_xindex("layer", LayerIndex) if "layer" in kept and "unit" in ds.dims else ds
 
 
 def _variable(
-    data: RowsArray, series: str, declared: schema.Variable, array: zarr.Array[Any], snapshot: str
+    data: RowsArray | GridArray, series: str, declared: schema.Variable, array: zarr.Array[Any], snapshot: str
 ) -> xr.Variable:
-    width = min(int(array.chunks[1]), data.shape[1])
-    chunks = {series: chunk_rows(max(1, width) * data.dtype.itemsize), "sample": max(1, width)}
-    return SnapshotVariable(
-        (series, "sample"),
-        indexing.LazilyIndexedArray(data),
-        dict(declared.attrs),
-        {"preferred_chunks": chunks, "snapshot": snapshot},
-    )
+    dims = (series, *declared.dims[1:])
+    stored = tuple(max(1, min(int(c), n)) for c, n in zip(array.chunks, data.shape, strict=True))
+    chunks = dict(zip(dims, stored, strict=True))
+    row = data.dtype.itemsize * math.prod(stored[1:])
+    if data.ndim > 2 and "sample" in chunks:  # many samples of few units: a layer is read without the others
+        chunks["sample"] = min(chunks["sample"] * max(1, CHUNK_BYTES // row), array.shape[dims.index("sample")])
+        row = data.dtype.itemsize * math.prod(chunks[dim] for dim in dims[1:])
+    chunks[series] = chunk_rows(row) if data.ndim == 2 else max(1, CHUNK_BYTES // row)
+    encoding = {"preferred_chunks": chunks, "stored_chunks": dict(zip(dims, stored)), "snapshot": snapshot}
+    return SnapshotVariable(dims, indexing.LazilyIndexedArray(data), dict(declared.attrs), encoding)
 
 
 def chunk_rows(row_bytes: int) -> int:
@@ -146,7 +161,7 @@ def chunk_rows(row_bytes: int) -> int:
 def _coords(read: Cube) -> dict[str, xr.Variable]:
     coords: dict[str, xr.Variable] = {}
     for key, values in read.held.items():
-        dims = _dims(read.arrays[key])
+        dims = dims_of(read.arrays[key])
         if "/" in key or key == "sample_block":
             continue
         if dims == ("slot",):
@@ -157,8 +172,12 @@ def _coords(read: Cube) -> dict[str, xr.Variable]:
             coords[key] = EagerVariable(read.series, known, {"long_name": f"{key} of the checkpoint"})
         elif dims == ("slot", "class"):
             coords[key] = EagerVariable((read.series, "class"), values[read.slots])
-        elif dims in (("sample",), ("class",)):
+        elif len(dims) == 1:
             coords[key] = EagerVariable(dims, values)
+    cube = schema.CUBES[read.name]
+    if not any(variable.summed for variable in cube.variables):
+        first = read.rows(read.done, cube.parts[0].name).all(axis=1)
+        coords["measured"] = EagerVariable(read.series, first, {"long_name": f"whether {cube.parts[0].name} is done"})
     return coords
 
 
@@ -190,7 +209,7 @@ def _tiles(read: Cube) -> dict[str, tuple[zarr.Array[Any], NDArray[np.bool_]]]:
 
 def _declared(read: Cube) -> list[tuple[schema.Variable, str]]:
     """The data variables of a cube with the part each belongs to, in the schema's order."""
-    stored = {key for key, array in read.arrays.items() if "/" not in key and _dims(array) == ("slot", "sample")}
+    stored = {key for key, array in read.arrays.items() if "/" not in key and _of_rows(key, array)}
     declared = {v.name: (v, p.name) for p in schema.CUBES[read.name].parts for v in p.variables}
     unknown = sorted(stored - declared.keys())
     if unknown:
@@ -201,5 +220,7 @@ def _declared(read: Cube) -> list[tuple[schema.Variable, str]]:
     return [entry for key, entry in declared.items() if key in stored]
 
 
-def _dims(array: zarr.Array[Any]) -> tuple[str | None, ...]:
-    return tuple(getattr(array.metadata, "dimension_names", None) or ())
+def _of_rows(key: str, array: zarr.Array[Any]) -> bool:
+    """Whether an array holds rows of data: not a coordinate, and no sums."""
+    dims = dims_of(array)
+    return len(dims) > 1 and dims[0] == "slot" and "block" not in dims and key != "exposed"

@@ -35,7 +35,7 @@ class ChunkFiles:
     url: str
     snapshot: str
 
-    def read_into(self, path: str, chunk: tuple[int, int], start: int, out: NDArray[Any]) -> bool:
+    def read_into(self, path: str, chunk: tuple[int, ...], start: int, out: NDArray[Any]) -> bool:
         """Fill ``out``, one contiguous piece, from byte ``start`` of a chunk; False: icechunk has to read it.
 
         ``path`` names the array in the store.

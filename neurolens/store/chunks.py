@@ -52,7 +52,7 @@ def read(
     if not len(rows) or not out.shape[1]:
         return
     height, width = array.chunks
-    if not _is_raw(array):
+    if not is_raw(array):
         fancy = np.arange(array.shape[1])[columns] if isinstance(columns, slice) else columns
         out[into] = array.get_orthogonal_selection((rows, fancy))
         return
@@ -132,7 +132,7 @@ def _fetch(
             yield int(i), None if buffer is None else np.frombuffer(buffer.as_numpy_array(), dtype=array.dtype)
 
 
-def _is_raw(array: zarr.Array[Any]) -> bool:
+def is_raw(array: zarr.Array[Any]) -> bool:
     """Whether a stored chunk is nothing but its items, in this machine's byte order."""
     codecs: Any = getattr(array.metadata, "codecs", ())
     if len(codecs) != 1 or not isinstance(codecs[0], BytesCodec):
