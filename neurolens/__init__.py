@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neurolens import plot, samples, schema, store
+    from neurolens import plot, samples, schema, store, units
     from neurolens.backend import open_run
     from neurolens.samples import (
         agreement,
@@ -22,28 +22,46 @@ if TYPE_CHECKING:
     )
     from neurolens.samples.cumulative import curvature
     from neurolens.study import Study, load_study
+    from neurolens.units import class_selectivity, dormancy_summary, lifetime_sparseness, positional_information
+    from neurolens.units.dormancy import dormancy, dormant
+    from neurolens.units.transitions import transitions
 
 __version__ = "0.1.0"
 
-_MODULES = ("plot", "samples", "schema", "store")
-_HOMES = {
-    "Study": "neurolens.study",
-    "curvature": "neurolens.samples.cumulative",
-    "load_study": "neurolens.study",
-    "open_run": "neurolens.backend",
-} | dict.fromkeys(
-    (
-        "agreement",
-        "aum",
-        "cartography",
-        "csg",
-        "csl",
-        "evaluate_detection",
-        "forgetting",
-        "learning_time",
-        "memorization_influence",
-    ),
-    "neurolens.samples",
+_MODULES = ("plot", "samples", "schema", "store", "units")
+_HOMES = (
+    {
+        "Study": "neurolens.study",
+        "curvature": "neurolens.samples.cumulative",
+        "load_study": "neurolens.study",
+        "open_run": "neurolens.backend",
+    }
+    | dict.fromkeys(
+        (
+            "agreement",
+            "aum",
+            "cartography",
+            "csg",
+            "csl",
+            "evaluate_detection",
+            "forgetting",
+            "learning_time",
+            "memorization_influence",
+        ),
+        "neurolens.samples",
+    )
+    | dict.fromkeys(
+        (
+            "class_selectivity",
+            "dormancy",
+            "dormancy_summary",
+            "dormant",
+            "lifetime_sparseness",
+            "positional_information",
+            "transitions",
+        ),
+        "neurolens.units",
+    )
 )
 
 __all__ = [
@@ -51,19 +69,27 @@ __all__ = [
     "agreement",
     "aum",
     "cartography",
+    "class_selectivity",
     "csg",
     "csl",
     "curvature",
+    "dormancy",
+    "dormancy_summary",
+    "dormant",
     "evaluate_detection",
     "forgetting",
     "learning_time",
+    "lifetime_sparseness",
     "load_study",
     "memorization_influence",
     "open_run",
     "plot",
+    "positional_information",
     "samples",
     "schema",
     "store",
+    "transitions",
+    "units",
 ]
 
 

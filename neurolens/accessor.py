@@ -4,7 +4,7 @@ Registered when a store is opened; for a hand-made Dataset, import this module.
 """
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -15,6 +15,8 @@ from neurolens.backend import open_at
 from neurolens.errors import SchemaError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
     from neurolens.store.ledger import Ledger
@@ -67,6 +69,42 @@ class Lens:
     def curvature(self, **options: Any) -> xr.DataArray:
         """Input-loss curvature: `neurolens.curvature`."""
         return neurolens.curvature(self._data, **options)
+
+    def dormancy(self, definition: "str | Sequence[str]" = "redo", **options: Any) -> xr.DataArray:
+        """How dormant each unit is: `neurolens.dormancy`."""
+        return neurolens.dormancy(self._data, definition, **options)
+
+    def dormant(self, definition: "str | Sequence[str]" = "redo", tau: Any = None, **options: Any) -> xr.DataArray:
+        """Which units are dormant: `neurolens.dormant`."""
+        return neurolens.dormant(self._data, definition, tau, **options)
+
+    def transitions(
+        self,
+        definition: "str | Sequence[str]" = "redo",
+        tau: Any = None,
+        *,
+        by: 'Literal["layer"] | None' = None,
+        **options: Any,
+    ) -> xr.Dataset:
+        """What becomes of dormant units: `neurolens.transitions` of :meth:`dormant`."""
+        mask = self.dormant(definition, tau, **options)
+        return neurolens.transitions(mask, by=by, dim=options.get("dim"))
+
+    def dormancy_summary(self, definition: Any = None, tau: Any = None, **options: Any) -> xr.Dataset:
+        """How many units are dormant, per layer and in all: `neurolens.dormancy_summary`."""
+        return neurolens.dormancy_summary(self._data, definition, tau, **options)
+
+    def class_selectivity(self, **options: Any) -> xr.DataArray:
+        """How much more a unit responds to one class than to the others: `neurolens.class_selectivity`."""
+        return neurolens.class_selectivity(self._data, **options)
+
+    def lifetime_sparseness(self, **options: Any) -> xr.DataArray:
+        """Whether activity is concentrated in few observations: `neurolens.lifetime_sparseness`."""
+        return neurolens.lifetime_sparseness(self._data, **options)
+
+    def positional_information(self, **options: Any) -> xr.DataArray:
+        """Mutual information of firing and the token's position: `neurolens.positional_information`."""
+        return neurolens.positional_information(self._data, **options)
 
     def agreement(self, *scores: "str | xr.DataArray", **options: Any) -> xr.Dataset:
         """Correlations between scores per sample: `neurolens.agreement`.

@@ -253,8 +253,8 @@ def _finite(score: Any, labels: Any, name: str, layers: Layers, series: str) -> 
         inside = listed([layers.names[code] for code in np.unique(codes)])
         affected = len(np.unique(np.nonzero(lost)[-1]))
         raise NonFiniteError(
-            f"{name!r} is NaN at {series} {listed(np.unique(where))}, for {affected} units of {inside}: their statistics "
-            f"are not finite, were not measured there, or nothing was observed; "
+            f"{name!r} is NaN at {series} {listed(np.unique(where))}, for {affected} units of {inside}: their "
+            f"statistics are not finite, were not measured there, or nothing was observed; "
             f'select others, or pass non_finite="dormant" or non_finite="alive" to say what they count as'
         )
     return score
