@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from neurolens.checkpoint_folders import is_model_folder
 from neurolens.errors import CheckpointError, MissingCheckpointError, StudyError, nearest
 from neurolens.fingerprints import digest
 from neurolens.study import CheckpointFile
@@ -21,7 +22,10 @@ POSITION = r"\d{1,18}"  # fits int64
 
 @dataclass(frozen=True)
 class Found:
-    """A file with what its name, or the list, says of it; ``fields`` are the pattern's further ones, sorted by name."""
+    """A file, or a folder that save_pretrained wrote, with what its name, or the list, says of it.
+
+    ``fields`` are the pattern's further ones, sorted by name.
+    """
 
     path: Path
     epoch: int | None
@@ -35,7 +39,7 @@ def listed(files: Sequence[CheckpointFile]) -> list[Found]:
     for file in files:
         if min(v for v in (file.epoch, file.step) if v is not None) < 0:
             raise StudyError(f"'{file.path}' in checkpoints.files has a negative epoch or step; they count from 0")
-        if not file.path.is_file():
+        if not file.path.is_file() and not is_model_folder(file.path):
             digest(file.path)  # says what is there instead
             raise CheckpointError(f"'{file.path}' is not a regular file; list a file that torch.save wrote")
         name = os.path.abspath(file.path)
@@ -81,7 +85,10 @@ def matched(table: Table, notes: list[str]) -> list[Found]:
     if passed["unfinished"]:
         notes.append(f"unfinished files passed over: {some(passed['unfinished'])}")
     if passed["folder"]:
-        notes.append(f"folders passed over, a checkpoint is one file: {some(passed['folder'])}")
+        notes.append(
+            "folders passed over, a checkpoint is one file, or a folder with a config.json and weights: "
+            f"{some(passed['folder'])}"
+        )
     if not found:
         raise MissingCheckpointError(_no_match(table))
     if passed["match"]:
@@ -106,10 +113,14 @@ def _walk(folder: Path, regexes: list[re.Pattern[str]], passed: dict[str, list[s
                 continue
             if entry.name.startswith(".") or entry.name.lower().endswith(UNFINISHED) or ".tmp" in entry.name:
                 passed["unfinished"].append(entry.name)
-            elif entry.is_dir():
+            elif entry.is_dir() and not is_model_folder(Path(entry.path)):
                 if match:
                     passed["folder"].append(entry.name)
-            elif match and entry.is_file() and (fields := _merged(known, match.groupdict())) is not None:
+            elif (
+                match
+                and (entry.is_file() or entry.is_dir())
+                and (fields := _merged(known, match.groupdict())) is not None
+            ):
                 number = {name: int(fields[name]) if name in fields else None for name in ("epoch", "step")}
                 others = tuple(sorted((k, v) for k, v in fields.items() if k not in number))
                 yield Found(Path(entry.path), number["epoch"], number["step"], others)

@@ -8,10 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from neurolens import revisions
 from neurolens.checkpoint_files import Found, listed, matched, spans
+from neurolens.checkpoint_folders import prints
 from neurolens.errors import CheckpointError, MissingCheckpointError
-from neurolens.fingerprints import Fingerprint, digest, fingerprints
+from neurolens.fingerprints import Fingerprint, digest
 from neurolens.study import Checkpoints as Table
+from neurolens.study import Transformers
 
 if TYPE_CHECKING:
     from neurolens.weights import fill, load, non_finite, read_state
@@ -23,9 +26,9 @@ Dim = Literal["epoch", "step"]
 
 def __getattr__(name: str) -> object:
     if name in ("fill", "load", "non_finite", "read_state"):
-        from neurolens import weights
+        from neurolens import folder_weights, weights
 
-        return getattr(weights, name)
+        return getattr(folder_weights if name == "load" else weights, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -33,8 +36,9 @@ def __getattr__(name: str) -> object:
 class Checkpoint:
     """One saved state of a run.
 
-    ``epoch`` and ``step`` (optimizer steps since the start of training) are None where unknown. ``digest`` is the
-    sha256 of the file's bytes, empty if the file could not be read; reading its state then says why.
+    ``path`` is a file, or a folder as save_pretrained writes it. ``epoch`` and ``step`` (optimizer steps since the
+    start of training) are None where unknown. ``digest`` is the sha256 of the file's bytes, or over those of a folder's
+    weight files by name; empty if they could not be read, and reading the state then says why.
     """
 
     path: Path
@@ -71,12 +75,19 @@ class Series:
         return tuple(c.position(self.dim) for c in self.checkpoints)
 
 
-def discover(table: Table) -> Series:
+def discover(table: Table, *, source: Transformers | None = None) -> Series:
     """Find a run's checkpoints, order them by number and select from them.
 
-    Files come from ``table.files`` if it names any, else from the folder, by pattern. Unfinished files (a leading
-    dot, or .tmp and the like at the end) and folders are passed over, and said so in the notes. The series dimension
-    is ``table.series``, else the epoch if every file has a distinct one, else the step.
+    Files come from ``table.files`` if it names any, from ``table.revisions`` of ``source`` if that is set, else from
+    the folder, by pattern; a folder that save_pretrained wrote counts as a file. Unfinished files (a leading dot, or
+    .tmp and the like at the end) and other folders are passed over, and said so in the notes. The series dimension is
+    ``table.series``, else the epoch if every file has a distinct one, else the step.
+
+    Parameters
+    ----------
+    source
+        The study's ``model.transformers``, whose revisions these may be. Of revisions that are not on this machine
+        the hub is asked only where ``source.download`` allows it, and nothing is fetched before it is read.
 
     Raises
     ------
@@ -89,7 +100,10 @@ def discover(table: Table) -> Series:
     """
     notes: list[str] = []
     details: list[str] = []
-    found = listed(table.files) if table.files else matched(table, notes)
+    if table.revisions is not None:
+        found = revisions.listed(table, source, notes)
+    else:
+        found = listed(table.files) if table.files else matched(table, notes)
     dim = _series_dim(found, table.series)
     in_names = [_position(f, dim) for f in found]
     found = sorted(found, key=lambda f: _position(f, dim))
@@ -221,11 +235,12 @@ def _select(table: Table, found: list[Found], dim: Dim, notes: list[str]) -> lis
 
 def _fingerprinted(kept: list[Found], notes: list[str]) -> tuple[Checkpoint, ...]:
     """Fingerprint the files; one that cannot be read stays in the series, and fails when its state is read."""
-    prints = fingerprints(f.path for f in kept)
+    expected = {f.path: digest for f in kept if (digest := revisions.expected(f.path)) is not None}
+    read = prints(f.path for f in kept if f.path not in expected)
     checkpoints = []
     for f in kept:
-        found = prints[f.path]
+        found = read.get(f.path, Fingerprint(expected.get(f.path, "")))
         if not isinstance(found, Fingerprint):
-            notes.append(f"'{f.path.name}' cannot be read: {found.strerror or found}")
+            notes.append(f"'{f.path.name}' cannot be read: {getattr(found, 'strerror', None) or found}")
         checkpoints.append(Checkpoint(f.path, f.epoch, f.step, found.digest if isinstance(found, Fingerprint) else ""))
     return tuple(checkpoints)

@@ -152,7 +152,10 @@ def test_discover__passes_over_unfinished_files_folders_and_strangers(tmp_path):
     series = discover(Checkpoints(folder=folder(tmp_path, *names), pattern="epoch_{epoch}.pt"))
     assert series.positions == (0,)
     assert "unfinished files passed over: .epoch_1.pt, epoch_2.pt.tmp, epoch_3.pt.tmp.77" in series.notes
-    assert "folders passed over, a checkpoint is one file: epoch_5.pt" in series.notes
+    assert (
+        "folders passed over, a checkpoint is one file, or a folder with a config.json and weights: epoch_5.pt"
+        in series.notes
+    )
     assert "files that do not match 'epoch_{epoch}.pt' passed over: epoch_best.pt" in series.notes
 
 
