@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,6 +94,7 @@ def show(
     profile: Profile = None,
 ) -> None:
     """Show what is in a run: variables and their sizes, provenance, tags and history."""
+    from neurolens.backend import open_run
     from neurolens.checkpoint_files import spans
     from neurolens.schema import CUBES
     from neurolens.store import open_store
@@ -104,14 +106,15 @@ def show(
         ledger = store.ledger(cube.name)
         if not ledger.exists:
             continue
-        layout = store.layout(cube.name)
-        samples = sum(len(ids) for ids in layout.blocks) if layout else 0
-        title = f"{cube.name}: {len(ledger)} {ledger.series}s × {samples} samples, generation {ledger.generation}"
+        opened = open_run(place.url, endpoint=place.endpoint, region=place.region)[cube.name]
+        sizes = {dim: n for dim, n in opened.sizes.items() if dim in cube.dims}
+        across = "".join(f" × {n} {dim}s" for dim, n in sizes.items() if dim in ("sample", "unit"))
+        title = f"{cube.name}: {len(ledger)} {ledger.series}s{across}, generation {ledger.generation}"
         table = listing(title, "variable", "part", "rows", "size", "meaning, units", wrapped=("meaning, units",))
         for part in cube.parts:
             done = _done(ledger, part.name)
             for variable in part.variables if done else ():
-                size = done * samples * _itemsize(variable.dtype)
+                size = done * prod(sizes.get(d, 1) for d in variable.dims) * _itemsize(variable.dtype)
                 meaning = f"{variable.description}, {variable.units}" if variable.units != "1" else variable.description
                 table.add_row(variable.name, part.name, str(done), _bytes(size), escape(meaning))
         console.print(table)

@@ -5,22 +5,17 @@ when the ledger holds it as done under the key that the study wants now. A faile
 because what mended it may lie outside its key (a model factory, a library, a file system).
 """
 
-from neurolens.rows.planning import (
+from neurolens.rows.materials import (
     MEASURES,
     Materials,
-    Plan,
-    Row,
-    State,
     cubes,
     device,
     gather,
-    key,
     open_for_reading,
     open_for_writing,
-    plan,
-    prepare,
     threads,
 )
+from neurolens.rows.planning import Plan, Row, State, key, plan, prepare
 from neurolens.rows.working import Outcome, Result, may_pass, measure_row, provenance, run_rows
 
 __all__ = [

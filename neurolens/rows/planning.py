@@ -1,13 +1,9 @@
 """What a study wants of a cube, against what its store holds: the plan of rows."""
 
-import contextlib
 import hashlib
 import json
-import os
-import queue
-import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,18 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from neurolens import schema
-from neurolens.errors import StudyError, nearest
-from neurolens.fingerprints import sample_fingerprint
-from neurolens.study import Compute, Study
+from neurolens.rows.materials import MEASURES, Materials
 
 if TYPE_CHECKING:
-    from neurolens.checkpoints import Checkpoint, Series
+    from neurolens.checkpoints import Checkpoint
     from neurolens.data import SampleSet
-    from neurolens.models import Network
-    from neurolens.store import Ledger, LedgerRow, Store
-
-MEASURES = {"samples": "neurolens.samples.measure"}
-"""The module that measures each cube: ``parts``, ``key_config`` and ``measure``."""
+    from neurolens.store import Layout, Ledger, LedgerRow, Store
 
 State = Literal["done", "missing", "stale", "failed"]
 
@@ -83,116 +73,10 @@ class Plan:
         return sum(row.state == state for row in self.rows)
 
 
-@dataclass(frozen=True)
-class Materials:
-    """What the rows of one cube are measured from, opened once: samples, checkpoints and modules to fill.
-
-    ``networks`` is the pool of modules: a worker takes one, fills it and puts it back, so each is built once;
-    ``blocks`` are the samples by fingerprint of a stored block.
-    Set ``stop`` to end after the rows that are being measured.
-    """
-
-    study: Study
-    cube: str
-    samples: "SampleSet"
-    series: "Series"
-    model: Mapping[str, Any]
-    device: str
-    networks: "queue.SimpleQueue[Network]" = field(default_factory=queue.SimpleQueue)
-    blocks: dict[str, "SampleSet"] = field(default_factory=dict)
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def table(self) -> Any:
-        """The study's table of this cube."""
-        return getattr(self.study, self.cube)
-
-    @property
-    def parts(self) -> dict[str, dict[str, Any]]:
-        """The settings that change each measured part's numbers."""
-        measure = import_module(MEASURES[self.cube])
-        return {part: measure.key_config(self.table, part) for part in measure.parts(self.table)}
-
-    @contextlib.contextmanager
-    def network(self) -> Iterator["Network"]:
-        """Lend a built network; the caller fills its module."""
-        from neurolens import models
-
-        try:
-            network = self.networks.get_nowait()
-        except queue.Empty:
-            network = models.build(self.study.model)
-        try:
-            yield network
-        finally:
-            self.networks.put(network)
-
-
-def cubes(study: Study) -> tuple[str, ...]:
-    """Return the names of the cubes that the study has a table for, in the order they are run."""
-    return tuple(name for name in MEASURES if getattr(study, name, None) is not None)
-
-
 def key(part: Mapping[str, Any]) -> str:
     """Return the key of one part of a row: sha256 over the canonical JSON of all that its numbers depend on."""
     text = json.dumps(part, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def gather(study: Study, cube: str = "samples") -> Materials:
-    """Open what the rows of ``cube`` are measured from.
-
-    Raises
-    ------
-    StudyError
-        If the study has no table for the cube.
-    MissingCheckpointError, CheckpointError, DataError
-        If there is no checkpoint, or the data cannot be read.
-    """
-    from neurolens import checkpoints, data, models
-
-    if cube not in MEASURES:
-        raise StudyError(f"there is no cube {cube!r}; {nearest(cube, MEASURES)}")
-    if getattr(study, cube) is None:
-        raise StudyError(f"study {study.name!r} does not ask for {cube}; add a [{cube}] table to its file")
-    network = models.build(study.model)
-    materials = Materials(
-        study=study,
-        cube=cube,
-        samples=data.study_samples(study),
-        series=checkpoints.discover(study.checkpoints),
-        model=network.description,
-        device=device(study.compute),
-    )
-    materials.networks.put(network)
-    return materials
-
-
-def open_for_reading(study: Study) -> "Store | None":
-    """Open the study's store for reading, or return None if there is none yet."""
-    from icechunk import Repository
-
-    from neurolens import store
-    from neurolens.store import repository
-
-    table = study.store
-    if repository.is_s3(table.url):
-        with repository.explained(table.url):
-            found = Repository.exists(repository.storage(table.url, endpoint=table.endpoint, region=table.region))
-    else:
-        folder = repository.local_path(table.url)
-        found = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
-    if not found:
-        return None
-    return store.open_store(table.url, endpoint=table.endpoint, region=table.region, readonly=True)
-
-
-def open_for_writing(study: Study) -> "Store":
-    """Open the study's store for writing; create it if there is none."""
-    from neurolens import store
-
-    table = study.store
-    return store.open_store(table.url, endpoint=table.endpoint, region=table.region, create=True)
 
 
 def plan(materials: Materials, store: "Store | None") -> Plan:
@@ -204,15 +88,11 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
         If the store cannot be read.
     """
     parts = materials.parts
-    wanted = wanted_group(materials)
-    if store is None:
-        ledger, change = None, f"create {len(materials.samples)} samples"
-        fingerprints: tuple[str, ...] = (sample_fingerprint(wanted["samples"].ids, wanted["samples"].labels),)
-    else:
-        proposed = store.propose(**wanted)
-        ledger, fingerprints, change = store.ledger(materials.cube), proposed.fingerprints, proposed.change
-        if proposed.generation != ledger.generation:
-            ledger = None  # nothing of the old generation is carried over
+    proposed = propose(materials, store)
+    fingerprints, change = proposed.fingerprints, proposed.change
+    ledger = None if store is None else store.ledger(materials.cube)
+    if ledger is not None and proposed.generation != ledger.generation:
+        ledger = None  # nothing of the old generation is carried over
     rows = []
     for checkpoint in materials.series.checkpoints:
         position = checkpoint.position(materials.series.dim)
@@ -235,19 +115,39 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
     return Plan(materials.cube, series.dim, tuple(rows), kept, change, series.notes, series.details)
 
 
+def propose(materials: Materials, store: "Store | None") -> "Layout":
+    """Return the layout of the cube's group that preparing would leave, in this store or in a new one."""
+    wanted = wanted_group(materials)
+    if store is not None:
+        return store.propose(**wanted)
+    import zarr
+    from zarr.storage import MemoryStore
+
+    from neurolens.store import layout
+
+    optional = {"exposure": None, "variables": None}
+    return layout.propose(zarr.create_group(MemoryStore()), layout.wanted(**{**optional, **wanted}))
+
+
 def wanted_group(materials: Materials) -> dict[str, Any]:
     """Return what the store's group of this cube should be: the arguments of `Store.propose` and `Store.prepare`."""
     from neurolens.store import SampleCoords
 
-    samples = materials.samples
+    samples, cube = materials.samples, schema.CUBES[materials.cube]
+    coords = SampleCoords(samples.ids, samples.labels, samples.classes, samples.coords)
+    summed = any(variable.summed for variable in cube.variables)
     return {
-        "cube": schema.CUBES[materials.cube],
+        "cube": cube,
         "run": materials.study.name,
         "series": materials.series.dim,
-        "samples": SampleCoords(samples.ids, samples.labels, samples.classes, samples.coords),
+        "samples": coords if materials.by_sample else None,
         "settings": {"data": samples.name, "model": materials.model, "parts": materials.parts},
-        "exposure": exposure_of(samples),
+        "exposure": exposure_of(samples) if summed else None,
         "positions": [c.position(materials.series.dim) for c in materials.series.checkpoints],
+        "axes": materials.axes,
+        "block_samples": materials.block_samples,
+        "fingerprint": None if materials.by_sample else samples.fingerprint,
+        "encodings": getattr(import_module(MEASURES[materials.cube]), "encodings", lambda table: {})(materials.table),
     }
 
 
@@ -265,6 +165,8 @@ def prepare(materials: Materials, store: "Store") -> tuple["SampleSet", ...]:
     One commit, or none if it is so already.
     """
     layout = store.prepare(**wanted_group(materials))
+    if not materials.by_sample:
+        return (materials.samples,)
     for fingerprint, ids in zip(layout.fingerprints, layout.blocks):
         if fingerprint not in materials.blocks:
             materials.blocks[fingerprint] = _in_order(materials.samples, ids)
@@ -321,32 +223,3 @@ def _stale(entry: "LedgerRow", checkpoint: "Checkpoint") -> str:
     if measured.get("digest") not in (None, checkpoint.digest):
         return "the checkpoint file changed"
     return "the network, a setting or the measurement's version changed"
-
-
-def threads(compute: Compute) -> int:
-    """Return the torch threads of one worker, so that all workers together take no more than the cores there are."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // compute.workers)
-    return min(compute.threads, share) if compute.threads else share
-
-
-def device(compute: Compute) -> str:
-    """Return the torch device that ``compute.device`` names; ``auto`` takes cuda, then the CPU.
-
-    Raises
-    ------
-    StudyError
-        If the device is not there.
-    """
-    import torch
-
-    name = compute.device
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        count = torch.cuda.device_count()
-        if int(name.partition(":")[2] or 0) >= count:
-            raise StudyError(f"compute.device is {name!r} and torch sees {count} CUDA devices; use 'cpu' or 'auto'")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise StudyError("compute.device is 'mps', which torch cannot use here; use 'cpu' or 'auto'")
-    return name

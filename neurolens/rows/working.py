@@ -11,7 +11,8 @@ import numpy as np
 
 from neurolens import __version__, schema
 from neurolens.errors import ModelMismatchError, NeurolensError, StoreError
-from neurolens.rows.planning import MEASURES, Materials, Row, prepare, threads
+from neurolens.rows.materials import MEASURES, Materials, threads
+from neurolens.rows.planning import Row, prepare
 
 if TYPE_CHECKING:
     from neurolens.data import SampleSet

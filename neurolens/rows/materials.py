@@ -1,0 +1,182 @@
+"""What the rows of a cube are measured from: samples, checkpoints, networks, the dims of the cube, and the device."""
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from neurolens import schema
+from neurolens.errors import StudyError, nearest
+from neurolens.study import Compute, Study
+
+if TYPE_CHECKING:
+    from neurolens.checkpoints import Series
+    from neurolens.data import SampleSet
+    from neurolens.models import Network
+    from neurolens.store import Axis, Store
+
+MEASURES = {
+    "samples": "neurolens.samples.measure",
+    "units": "neurolens.units.measure",
+    "activations": "neurolens.units.activations",
+}
+"""The module that measures each cube: ``parts``, ``key_config`` and ``measure``; and, where the cube has more dims than
+series and sample, ``axes``. Optional: ``block_size``, where rows are resumed by blocks of samples, and
+``DEPENDS_ON_BATCH``, where numbers depend on compute.batch_size."""
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the rows of one cube are measured from, opened once: samples, checkpoints and modules to fill.
+
+    ``axes`` are the cube's dims besides series and sample; ``block_samples`` is how many samples a row holds at most.
+    ``networks`` is the pool of modules: a worker takes one, fills it and puts it back, so each is built once;
+    ``blocks`` are the samples by fingerprint of a stored block.
+    Set ``stop`` to end after the rows that are being measured.
+    """
+
+    study: Study
+    cube: str
+    samples: "SampleSet"
+    series: "Series"
+    model: Mapping[str, Any]
+    device: str
+    axes: Mapping[str, "Axis"] = field(default_factory=dict)
+    block_samples: int | None = None
+    networks: "queue.SimpleQueue[Network]" = field(default_factory=queue.SimpleQueue)
+    blocks: dict[str, "SampleSet"] = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def table(self) -> Any:
+        """The study's table of this cube."""
+        return getattr(self.study, self.cube)
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether the cube holds numbers per sample; if not, a row is made of all samples at once."""
+        return "sample" in schema.CUBES[self.cube].dims
+
+    @property
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """The settings that change each measured part's numbers; the samples too, where they are mixed in a row."""
+        measure = import_module(MEASURES[self.cube])
+        common: dict[str, Any] = {} if self.by_sample else {"data": self.samples.fingerprint}
+        if getattr(measure, "DEPENDS_ON_BATCH", lambda table: False)(self.table):
+            common["batch_size"] = self.study.compute.batch_size
+        return {part: {**measure.key_config(self.table, part), **common} for part in measure.parts(self.table)}
+
+    @contextlib.contextmanager
+    def network(self) -> Iterator["Network"]:
+        """Lend a built network; the caller fills its module."""
+        from neurolens import models
+
+        try:
+            network = self.networks.get_nowait()
+        except queue.Empty:
+            network = models.build(self.study.model)
+        try:
+            yield network
+        finally:
+            self.networks.put(network)
+
+
+def cubes(study: Study) -> tuple[str, ...]:
+    """Return the names of the cubes that the study has a table for, in the order they are run."""
+    return tuple(name for name in MEASURES if getattr(study, name, None) is not None)
+
+
+def gather(study: Study, cube: str = "samples") -> Materials:
+    """Open what the rows of ``cube`` are measured from.
+
+    Raises
+    ------
+    StudyError
+        If the study has no table for the cube.
+    MissingCheckpointError, CheckpointError, DataError
+        If there is no checkpoint, or the data cannot be read.
+    CaptureError
+        If the network does not have the layers that the study names.
+    """
+    from neurolens import checkpoints, data, models
+
+    if cube not in MEASURES:
+        raise StudyError(f"there is no cube {cube!r}; {nearest(cube, MEASURES)}")
+    if getattr(study, cube) is None:
+        raise StudyError(f"study {study.name!r} does not ask for {cube}; add a [{cube}] table to its file")
+    network = models.build(study.model)
+    samples = data.study_samples(study)
+    measure, table = import_module(MEASURES[cube]), getattr(study, cube)
+    axes = measure.axes(network, samples, table) if hasattr(measure, "axes") else {}
+    materials = Materials(
+        study=study,
+        cube=cube,
+        samples=samples,
+        series=checkpoints.discover(study.checkpoints),
+        model=network.description,
+        device=device(study.compute),
+        axes=axes,
+        block_samples=measure.block_size(table, axes) if hasattr(measure, "block_size") else None,
+    )
+    materials.networks.put(network)
+    return materials
+
+
+def open_for_reading(study: Study) -> "Store | None":
+    """Open the study's store for reading, or return None if there is none yet."""
+    from icechunk import Repository
+
+    from neurolens import store
+    from neurolens.store import repository
+
+    table = study.store
+    if repository.is_s3(table.url):
+        with repository.explained(table.url):
+            found = Repository.exists(repository.storage(table.url, endpoint=table.endpoint, region=table.region))
+    else:
+        folder = repository.local_path(table.url)
+        found = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    if not found:
+        return None
+    return store.open_store(table.url, endpoint=table.endpoint, region=table.region, readonly=True)
+
+
+def open_for_writing(study: Study) -> "Store":
+    """Open the study's store for writing; create it if there is none."""
+    from neurolens import store
+
+    table = study.store
+    return store.open_store(table.url, endpoint=table.endpoint, region=table.region, create=True)
+
+
+def threads(compute: Compute) -> int:
+    """Return the torch threads of one worker, so that all workers together take no more than the cores there are."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // compute.workers)
+    return min(compute.threads, share) if compute.threads else share
+
+
+def device(compute: Compute) -> str:
+    """Return the torch device that ``compute.device`` names; ``auto`` takes cuda, then the CPU.
+
+    Raises
+    ------
+    StudyError
+        If the device is not there.
+    """
+    import torch
+
+    name = compute.device
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count()
+        if int(name.partition(":")[2] or 0) >= count:
+            raise StudyError(f"compute.device is {name!r} and torch sees {count} CUDA devices; use 'cpu' or 'auto'")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise StudyError("compute.device is 'mps', which torch cannot use here; use 'cpu' or 'auto'")
+    return name
