@@ -88,12 +88,11 @@ def firing(model: nn.Module, probe: Any) -> tuple[Place, ...]:
 def _automatic(seen: Probe) -> list[Place]:
     chosen = [place for activation in seen.activations if (place := _unit_place(activation, seen)) is not None]
     if not chosen:
-        made = (
-            f"{len(seen.activations)} activation functions ran, none" if seen.activations else "no activation function"
-        )
+        ran = len(seen.activations)
+        why = f"{ran} activation functions ran, and no module returns or is given what they make" if ran else "none ran"
         raise CaptureError(
-            f"no layers of units were found: {made} whose output a module returns or is given; "
-            "name layers by globs over module paths; `neurolens layers STUDY --all` lists what there is"
+            f"no layers of units were found behind activation functions: {why}; name layers by globs over module "
+            "paths; `neurolens layers STUDY --all` lists what there is"
         )
     return _ordered(chosen)
 
