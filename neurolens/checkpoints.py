@@ -1,6 +1,6 @@
 """The ordered series of a run's checkpoints: discover, select, order and fingerprint. Needs no torch.
 
-`read_state`, `fill`, `load` and `non_finite` are those of `neurolens.weights`, which is imported on first use.
+`read_state`, `fill`, `refill`, `load` and `non_finite` are those of `neurolens.weights`, imported on first use.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from neurolens.study import Checkpoints as Table
 from neurolens.study import Transformers
 
 if TYPE_CHECKING:
-    from neurolens.weights import fill, load, non_finite, read_state
+    from neurolens.weights import fill, load, non_finite, read_state, refill
 
-__all__ = ["Checkpoint", "Series", "digest", "discover", "fill", "load", "non_finite", "read_state"]
+__all__ = ["Checkpoint", "Series", "digest", "discover", "fill", "load", "non_finite", "read_state", "refill"]
 
 Dim = Literal["epoch", "step"]
 
 
 def __getattr__(name: str) -> object:
-    if name in ("fill", "load", "non_finite", "read_state"):
+    if name in ("fill", "load", "non_finite", "read_state", "refill"):
         from neurolens import folder_weights, weights
 
         return getattr(folder_weights if name == "load" else weights, name)

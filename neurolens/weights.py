@@ -16,9 +16,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from neurolens import weight_layouts
+from neurolens import direct_reads, safetensors_headers, weight_layouts
 from neurolens.errors import CheckpointError, ModelMismatchError, NonFiniteError, nearest
 from neurolens.fingerprints import fingerprint
+from neurolens.mismatches import report
 from neurolens.study import Checkpoints as Table
 
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
@@ -31,6 +32,7 @@ _FOREIGN = {
     b"<": "a web page or XML, perhaps a failed download; fetch it again",
 }
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # begins files of torch.save before 1.6
+_ZIP = b"PK\x03\x04"
 # Types that hold data only, which training scripts save beside the weights (a best accuracy, the arguments).
 _SCALAR = np.float64().__reduce__()[0]
 _DATA_ONLY: list[Any] = [
@@ -82,19 +84,86 @@ def load(
         If its tensors do not fit; the network is then as it was.
     NonFiniteError
         If a tensor holds NaN or infinity and that is not allowed; it names the first such tensor.
+
+    After any error but a mismatch the network may hold the file's tensors, or a part of them: do not measure it. The
+    next load overwrites all of them.
     """
-    state = read_state(path, trust=table.trust, state_key=table.state_key, strip_prefixes=table.strip_prefixes)
-    if not allow_non_finite and (name := non_finite(state)) is not None:
-        raise NonFiniteError(
-            f"'{path}' has NaN or infinity in {name!r}: the run had diverged by then; "
-            "leave the checkpoint out with checkpoints.end, or set samples.allow_non_finite = true"
-        )
+    refill(
+        module,
+        path,
+        trust=table.trust,
+        state_key=table.state_key,
+        strip_prefixes=table.strip_prefixes,
+        allow_non_finite=allow_non_finite,
+    )
+    if digest is not None and fingerprint(path).digest != digest:
+        raise CheckpointError(f"'{path}' changed since it was discovered; run again to measure the new one")
+
+
+def refill(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    trust: bool = False,
+    state_key: str | None = None,
+    strip_prefixes: Iterable[str] = (),
+    allow_non_finite: bool = True,
+) -> None:
+    """Fill a network that is kept from a checkpoint: `read_state` and `fill` in one, with their errors.
+
+    The tensors of a file whose layout is known (safetensors; torch.save, from the second file of a run on) are read
+    straight into the network's memory. If that fails half-way, or finds NaN or infinity where they are not allowed,
+    the network holds what was read so far; the next refill overwrites all of it.
+    """
+    path, prefixes = Path(path), tuple(strip_prefixes)
+    targets = _targets(module)
+    if _read_straight(module, targets, path, trust, state_key, prefixes):
+        _refuse_non_finite(path, {k: v.detach() for k, v in targets.items()}, allow_non_finite)
+        return
+    state = read_state(path, trust=trust, state_key=state_key, strip_prefixes=prefixes)
+    _refuse_non_finite(path, state, allow_non_finite)
     try:
         fill(module, state)
     except ModelMismatchError as error:
         raise ModelMismatchError(f"'{path}': {error}") from error
-    if digest is not None and fingerprint(path).digest != digest:
-        raise CheckpointError(f"'{path}' changed since it was discovered; run again to measure the new one")
+
+
+def _read_straight(
+    module: nn.Module,
+    targets: Mapping[str, Tensor],
+    path: Path,
+    trust: bool,
+    state_key: str | None,
+    prefixes: tuple[str, ...],
+) -> bool:
+    """Read a file into a network's memory; False, and nothing was read, where its layout is not known or not equal."""
+    if fingerprint(path).damage:
+        return False
+    with open(path, "rb", buffering=0) as file:
+        head = os.pread(file.fileno(), 512, 0)
+        if _is_safetensors(path, head):
+            spans = safetensors_headers.spans(file.fileno()) if state_key is None else None
+        else:
+            spans = weight_layouts.spans(file, state_key) if head.startswith(_ZIP) and not trust else None
+        if spans is None:
+            return False
+        for prefix in prefixes:
+            stripped = {name.removeprefix(prefix): span for name, span in spans.items()}
+            if len(stripped) < len(spans):
+                return False
+            spans = stripped
+        try:
+            return direct_reads.read_into(module, targets, spans, file.fileno())
+        except CheckpointError as error:
+            raise CheckpointError(f"'{path}' {error}") from error
+
+
+def _refuse_non_finite(path: Path, state: Mapping[str, Tensor], allowed: bool) -> None:
+    if not allowed and (name := non_finite(state)) is not None:
+        raise NonFiniteError(
+            f"'{path}' has NaN or infinity in {name!r}: the run had diverged by then; "
+            "leave the checkpoint out with checkpoints.end, or set samples.allow_non_finite = true"
+        )
 
 
 def read_state(
@@ -129,7 +198,7 @@ def read_state(
     damage = fingerprint(path).damage
     if damage:
         raise CheckpointError(f"'{path}' cannot be read: {damage}")
-    state = _state_in(_content(path, trust), state_key, path)
+    state = _state(path, trust, state_key)
     for prefix in strip_prefixes:
         stripped = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
         if len(stripped) < len(state):
@@ -141,13 +210,29 @@ def read_state(
     return state
 
 
-def _content(path: Path, trust: bool) -> Any:
-    """Return what the file holds, by its first bytes."""
+def _state(path: Path, trust: bool, state_key: str | None) -> dict[str, Tensor]:
+    """Return the state dict of a file; one of torch.save whose layout is known needs no unpickling."""
     with open(path, "rb") as file:
         head = file.read(512)
+    learns = head.startswith(_ZIP) and not _is_safetensors(path, head) and not trust
+    if learns and (known := weight_layouts.remembered(path, state_key)) is not None:
+        return known
+    content = _content(path, head, trust)
+    state = _state_in(content, state_key, path)
+    if learns:
+        weight_layouts.remember(path, content, state, state_key)
+    return state
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    return path.suffix == ".safetensors" or (len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0")
+
+
+def _content(path: Path, head: bytes, trust: bool) -> Any:
+    """Return what the file holds, by its first bytes."""
     if not head:
         raise CheckpointError(f"'{path}' is empty (0 bytes): its writing was interrupted; restore it, or delete it")
-    if path.suffix == ".safetensors" or (len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0"):
+    if _is_safetensors(path, head):
         try:
             return safetensors.torch.load_file(path, device="cpu")
         except (safetensors.SafetensorError, *_UNREADABLE) as error:
@@ -159,7 +244,7 @@ def _content(path: Path, trust: bool) -> Any:
             raise CheckpointError(f"'{path}' is not a checkpoint but {what}")
     if head[257:262] == b"ustar":
         raise CheckpointError(f"'{path}' is not a checkpoint but a tar archive; unpack it first")
-    zipped = head.startswith(b"PK\x03\x04")
+    zipped = head.startswith(_ZIP)
     if head[0] == 0x80 and _LEGACY not in head[:32]:
         raise CheckpointError(
             f"'{path}' is a plain pickle, which executes code when it is read and was not written by torch.save; "
@@ -171,15 +256,10 @@ def _content(path: Path, trust: bool) -> Any:
             "a file of torch.save or safetensors was needed; correct checkpoints.pattern"
         )
     try:
-        if zipped and not trust and (known := weight_layouts.remembered(path)) is not None:
-            return known
         with _allowing:  # the list of allowed types is one per process
             allowed = torch.serialization.get_safe_globals()
             with torch.serialization.safe_globals([kind for kind in _DATA_ONLY if kind not in allowed]):
-                content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
-        if zipped and not trust:
-            weight_layouts.remember(path, content)
-        return content
+                return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
     except _UNREADABLE as error:
         if not trust and isinstance(error, pickle.UnpicklingError) and (name := _code_in(str(error))):
             raise CheckpointError(
@@ -281,12 +361,12 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     ModelMismatchError
         With every missing, unexpected and misshapen tensor counted, the first of them named, and the mend.
     """
-    targets = {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    targets = _targets(module)
     missing = [k for k in targets if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in targets]
     misshapen = [k for k, v in targets.items() if k in state and state[k].shape != v.shape]
     if missing or unexpected or misshapen:
-        raise ModelMismatchError(_report(targets, state, missing, unexpected, misshapen))
+        raise ModelMismatchError(report(targets, state, missing, unexpected, misshapen))
     for name, target in targets.items():
         if name in state and state[name].dtype != target.dtype and not _widens(state[name].dtype, target.dtype):
             raise ModelMismatchError(
@@ -296,82 +376,15 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, target in targets.items():
             if name in state:
-                _copy(state[name], target)
+                direct_reads.copy(state[name], target)
             else:
                 target.zero_()
 
 
-def _copy(source: Tensor, target: Tensor) -> None:
-    """Copy values, by one plain memory copy where the layouts agree.
-
-    Tensor.copy_ splits a large tensor over all threads and waits for each: no faster on idle cores, and 10 to 20 times
-    slower than one thread where other rows are being measured on them.
-    """
-    plain = source.dtype == target.dtype and source.device.type == target.device.type == "cpu" and target.dim() > 0
-    if plain and source.is_contiguous() and target.is_contiguous():
-        np.copyto(_bytes(target), _bytes(source))
-        torch.autograd.graph.increment_version(target)
-    else:
-        target.copy_(source)
-
-
-def _bytes(tensor: Tensor) -> np.ndarray:
-    """Return a contiguous tensor's memory, without copying it."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+def _targets(module: nn.Module) -> dict[str, Tensor]:
+    """Return a network's own tensors by name."""
+    return {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
 
 
 def _widens(source: torch.dtype, target: torch.dtype) -> bool:
     return source.is_floating_point and target.is_floating_point and target.itemsize > source.itemsize
-
-
-def _report(
-    targets: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    missing: list[str],
-    unexpected: list[str],
-    misshapen: list[str],
-) -> str:
-    """Say how a state dict differs from a network, and what would mend it."""
-    lines = ["the checkpoint's tensors do not fit the network:"]
-    lines += [f"{len(missing)} missing ({_few(missing)})"] if missing else []
-    lines += [f"{len(unexpected)} unexpected ({_few(unexpected)})"] if unexpected else []
-    if misshapen:
-        shapes = [f"{k}: {tuple(state[k].shape)} in the file, {tuple(targets[k].shape)} here" for k in misshapen]
-        lines += [f"{len(misshapen)} of another shape ({_few(shapes)})"]
-    prefix = _prefix(targets, state) if missing else None
-    classes = _classes(targets, state, misshapen) if not missing and not unexpected else None
-    if prefix is not None:
-        mend = f'set checkpoints.strip_prefixes = ["{prefix}"]'
-    elif classes is not None:
-        mend = f"the file has {classes[0]} classes and the network {classes[1]}: set model.classes = {classes[0]}"
-    else:
-        mend = "set model.name and model.options to the network that was trained, or checkpoints.state_key to its place"
-    return "; ".join([" ".join(lines[:2]), *lines[2:], mend])
-
-
-def _few(names: list[str], shown: int = 4) -> str:
-    return ", ".join(names[:shown]) + (f", and {len(names) - shown} more" if len(names) > shown else "")
-
-
-def _prefix(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
-    """Return a prefix whose removal would supply every tensor of the network, most of them in shape, if any does."""
-    needed = {k for k in targets if not k.endswith("num_batches_tracked")}
-    first = next(iter(needed), None)
-    candidates = {k[: -len(first)] for k in state if first and k.endswith("." + first)}
-    for prefix in sorted(candidates, key=len):
-        stripped = {k.removeprefix(prefix): v.shape for k, v in state.items()}
-        agreeing = sum(k in stripped and stripped[k] == targets[k].shape for k in needed)
-        if needed <= stripped.keys() and 2 * agreeing > len(needed):
-            return prefix
-    return None
-
-
-def _classes(
-    targets: Mapping[str, Tensor], state: Mapping[str, Tensor], misshapen: list[str]
-) -> tuple[int, int] | None:
-    """Return the numbers of classes in the file and here, if the last layer's outputs are all that differs."""
-    sizes = {(tuple(state[k].shape), tuple(targets[k].shape)) for k in misshapen}
-    counts = {(a[0], b[0]) for a, b in sizes if a and b and a[1:] == b[1:]}
-    last = next((k for k in reversed(list(targets)) if targets[k].is_floating_point()), "").rpartition(".")[0]
-    rest_agree = all(a and b and a[1:] == b[1:] for a, b in sizes)
-    return counts.pop() if rest_agree and len(counts) == 1 and any(k.startswith(last) for k in misshapen) else None

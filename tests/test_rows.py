@@ -147,15 +147,14 @@ def test_measure_row__refuses_a_file_that_changed_while_it_was_read(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_study()
-    read = weights.read_state
+    refill = weights.refill
 
-    def replaced_after(file: Path, **options: Any) -> Any:
-        state = read(file, **options)
+    def replaced_after(module: Any, file: Path, **options: Any) -> None:
+        refill(module, file, **options)
         if Path(file).name == "epoch_1.pt":
             conftest.write_checkpoint(path.parent, 1, seed=99)
-        return state
 
-    monkeypatch.setattr(weights, "read_state", replaced_after)
+    monkeypatch.setattr(weights, "refill", replaced_after)
     results = run(path)
     assert outcomes(results) == {(0, 0): "computed", (1, 0): "failed", (2, 0): "computed"}
     assert "changed since it was discovered" in next(result.why for result in results if result.outcome == "failed")
