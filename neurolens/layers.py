@@ -66,8 +66,8 @@ def find_layers(model: nn.Module, layers: Literal["auto"] | Sequence[str], probe
     layers
         ``"auto"`` or patterns.
     probe
-        Arguments of one forward: a tensor, a tuple of tensors, a mapping of keyword arguments, or something with
-        ``args`` and ``kwargs``, such as `neurolens.data.shown` yields. At most two samples of it are used.
+        Arguments of one forward: a tensor, a tuple of tensors, a mapping of keyword arguments, a pair of both, or
+        something with ``args`` and ``kwargs``, such as `neurolens.data.shown` yields. At most two samples of it are used.
 
     Raises
     ------

@@ -102,8 +102,8 @@ def watch(model: nn.Module, shown: Any) -> Probe:
     model
         Its device, weights and mode are left as they are.
     shown
-        The arguments of one forward: a tensor, a tuple of tensors, a mapping of keyword arguments, or something with
-        ``args`` and ``kwargs``. Tensors whose first axis is the batch are cut to two samples.
+        The arguments of one forward: a tensor, a tuple of tensors, a mapping of keyword arguments, a pair of both, or
+        something with ``args`` and ``kwargs``. Tensors whose first axis is the batch are cut to two samples.
 
     Raises
     ------
@@ -144,6 +144,8 @@ def _arguments(shown: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return tuple(shown.args), dict(shown.kwargs)
     if isinstance(shown, Mapping):
         return (), dict(shown)
+    if isinstance(shown, tuple) and len(shown) == 2 and isinstance(shown[0], tuple) and isinstance(shown[1], Mapping):
+        return shown[0], dict(shown[1])
     return (tuple(shown) if isinstance(shown, tuple | list) else (shown,)), {}
 
 

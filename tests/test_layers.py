@@ -17,10 +17,16 @@ from neurolens.networks import CifarResNet18, DigitsConvNet
 # What is shown, and what is left as it was
 
 
-@pytest.mark.parametrize("shown", ["tensor", "tuple", "shown"])
+@pytest.mark.parametrize("shown", ["tensor", "tuple", "mapping", "pair", "shown"])
 def test_find_layers__takes_the_arguments_of_a_forward_in_any_form(shown):
     x = torch.randn(3, 1, 8, 8)
-    probe = {"tensor": x, "tuple": (x,), "shown": SimpleNamespace(args=(x,), kwargs={})}[shown]
+    probe = {
+        "tensor": x,
+        "tuple": (x,),
+        "mapping": {"x": x},
+        "pair": ((x,), {}),
+        "shown": SimpleNamespace(args=(x,), kwargs={}),
+    }[shown]
     assert len(find_layers(DigitsConvNet(), "auto", probe)) == 3
 
 
