@@ -114,10 +114,8 @@ def export_csl(
 
     from neurolens.samples.seed_files import export_csl as export
 
-    if compat not in (None, "seed"):
-        raise StudyError(f"--compat {compat!r} is unknown; {nearest(compat, ['seed'])}")
-    if missing not in ("error", "drop"):
-        raise StudyError(f"--missing {missing!r} is unknown; {nearest(missing, ['error', 'drop'])}")
+    _one_of("--compat", compat, (None, "seed"))
+    _one_of("--missing", missing, ("error", "drop"))
     place = store_of(run, profile)
     options = {"endpoint": place.endpoint, "region": place.region}
     ds = xr.open_dataset(place.url, group="samples", engine="neurolens", chunks={}, backend_kwargs=options)
@@ -164,3 +162,74 @@ def import_samples(
         say(note)
     written, known = adopt(loaded, ds, rows.open_for_writing(loaded))
     say(f"{written} rows adopted, {known} there already; store: {loaded.store.url}")
+
+
+@exports.command("dormancy")
+def export_dormancy(
+    run: Run,
+    path: Annotated[Path, typer.Argument(metavar="CSV", help="The log to write.")],
+    tau: Annotated[float, typer.Option("--tau", help="Dormant: at most this share of the layer's mean.")] = 0.1,
+    mode: Annotated[str, typer.Option("--mode", help="'append': replace lines of the same key; 'write': anew.")] = (
+        "append"
+    ),
+    model: Annotated[str | None, typer.Option("--model", help="Name of the model; default: the run's.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Of each checkpoint, e.g. 'step{step}'.")] = None,
+    true_max: Annotated[bool, typer.Option("--true-max", help="Add a column with the largest activation.")] = False,
+    missing: Annotated[
+        str, typer.Option("--missing", help="Where a checkpoint was not measured: 'error', or 'drop' it.")
+    ] = "error",
+    compat: Annotated[str | None, typer.Option("--compat", help="'seed': number layers as the reference does.")] = None,
+    profile: Profile = None,
+) -> None:
+    """Write dormant units per layer and checkpoint as the reference logs them: a CSV."""
+    import xarray as xr
+
+    from neurolens.units.seed_log import export_dormancy as export
+
+    _one_of("--compat", compat, (None, "seed"))
+    _one_of("--missing", missing, ("error", "drop"))
+    _one_of("--mode", mode, ("append", "write"))
+    place = store_of(run, profile)
+    options = {"endpoint": place.endpoint, "region": place.region}
+    ds = xr.open_dataset(place.url, group="units", engine="neurolens", chunks={}, backend_kwargs=options)
+    written = export(
+        ds,
+        path,
+        model=model or str(ds.attrs.get("run", "run")),
+        tau=tau,
+        mode="write" if mode == "write" else "append",
+        compat="seed" if compat else None,
+        revision=revision,
+        true_max=true_max,
+        missing="drop" if missing == "drop" else "error",
+    )
+    say(f"wrote {written}")
+
+
+@imports.command("dormancy")
+def import_dormancy(
+    path: Annotated[Path, typer.Argument(metavar="CSV", help="A log of the reference.")],
+    url: Annotated[str, typer.Option("--store", help="The store to adopt it into; made if there is none.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run; default: the store's, or the log's.")] = (
+        None
+    ),
+    endpoint: Annotated[str | None, typer.Option("--endpoint", help="Of an S3-compatible server.")] = None,
+    region: Annotated[str | None, typer.Option("--region", help="S3 region.")] = None,
+) -> None:
+    """Adopt a dormancy log: models and thresholds are kept apart, and `neurolens plot` draws them."""
+    from neurolens.rows.adopting_logs import adopt_log
+    from neurolens.store import open_store
+    from neurolens.units.seed_log import read_log
+
+    log, notes = read_log(path)
+    for note in notes:
+        say(note)
+    store = open_store(url, endpoint=endpoint, region=region, create=True)
+    run = name or str(store.attributes().get("run") or path.stem)
+    written, known = adopt_log(log, store, run=run)
+    say(f"{written} rows adopted, {known} there already; store: {store.url}")
+
+
+def _one_of(option: str, value: str | None, known: tuple[str | None, ...]) -> None:
+    if value not in known:
+        raise StudyError(f"{option} {value!r} is unknown; {nearest(str(value), [k for k in known if k])}")
