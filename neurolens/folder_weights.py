@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurolens import revisions, weights
+from neurolens import hub, models, revisions, weights
 from neurolens.checkpoint_folders import prints, weight_files
 from neurolens.errors import CheckpointError, ModelMismatchError, NonFiniteError
 from neurolens.fingerprints import Fingerprint
 from neurolens.fingerprints import digest as digest_of
 from neurolens.hub import CONFIG
 from neurolens.study import Checkpoints as Table
-from neurolens.transformers_models import VOLATILE, configuration
+from neurolens.transformers_models import ATTENTION, VOLATILE, configuration
 
 _LEGACY = ((re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"), (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"))
 
@@ -79,6 +79,8 @@ def load(
         )
     targets = {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     matched, left_out = matching(module, targets, state)
+    if targets.keys() - matched.keys() and (converted := _converted(module, targets, folder)) is not None:
+        matched, left_out = converted
     try:
         weights.fill(module, {k: _cast(k, v, targets, folder, allow_non_finite) for k, v in matched.items()})
     except ModelMismatchError as error:
@@ -121,16 +123,47 @@ def matching(
     for name, target in targets.items():  # buffers that a class computes, and may or may not save
         if name not in named and not isinstance(target, nn.Parameter) and _ignored(module, name, "missing"):
             named[name] = target.detach().clone()
-    parts = {child for child, _ in module.named_children()}
-    transformer = hasattr(module, "base_model_prefix")
-    left_out = tuple(
-        name
-        for name in named
-        if name not in targets
-        and transformer
-        and (_ignored(module, name, "unexpected") or (_is_base(module) and name.partition(".")[0] not in parts))
-    )
+    left_out = tuple(name for name in named if name not in targets and _may_be_left_out(module, name))
     return {name: tensor for name, tensor in named.items() if name not in left_out}, left_out
+
+
+def _may_be_left_out(module: nn.Module, name: str) -> bool:
+    """Tell whether a class has no use for a tensor: it ignores it itself, or it is of a head that it leaves out."""
+    if not hasattr(module, "base_model_prefix"):
+        return False
+    bare = name.removeprefix(f"{module.base_model_prefix}.")
+    parts = {child for child, _ in module.named_children()}
+    is_head = _is_base(module) and bare.partition(".")[0] not in parts
+    return is_head or _ignored(module, name, "unexpected")
+
+
+def _converted(
+    module: nn.Module, targets: Mapping[str, Tensor], folder: Path
+) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
+    """Let the library name a folder's tensors, where it has renamed or joined those of an architecture since.
+
+    None if they do not fit then either: what is missing or left over is said of the file's own names.
+    """
+    if not hasattr(module, "from_pretrained"):
+        return None
+    kind: Any = type(module)
+    with models.building(), hub.quiet():
+        try:
+            made, told = kind.from_pretrained(
+                str(folder),
+                dtype=next((t.dtype for t in targets.values() if t.is_floating_point()), torch.float32),
+                attn_implementation=ATTENTION,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError):
+            return None
+    state = {name: tensor for name, tensor in made.state_dict().items() if name in targets}
+    over = tuple(sorted(told["unexpected_keys"]))
+    whole = state.keys() == targets.keys() and not targets.keys() & set(told["missing_keys"])
+    if not whole or told["mismatched_keys"] or not all(_may_be_left_out(module, name) for name in over):
+        return None
+    return state, over
 
 
 def _renamed(name: str, targets: Mapping[str, Tensor], prefix: str) -> str:

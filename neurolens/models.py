@@ -1,11 +1,12 @@
 """Networks by name: the module, what its input looks like, and a description that goes in every key."""
 
+import contextlib
 import hashlib
 import inspect
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,7 @@ def build(table: Model, *, seed: int | None = None) -> Network:
         returns no network, or the preprocessing is not known or does not fit the channels.
     """
     factory = FACTORY.fullmatch(table.name)
-    with _building, torch.random.fork_rng(devices=[]):
+    with building():
         if table.name == TRANSFORMERS:
             from neurolens import transformers_models
 
@@ -117,6 +118,13 @@ def build(table: Model, *, seed: int | None = None) -> Network:
         "preprocessing": preprocessing.model_dump(mode="json"),
     }
     return Network(module, preprocessing, channels, input_size, description)
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Make modules in here, one thread at a time; torch's global generator is afterwards as it was before."""
+    with _building, torch.random.fork_rng(devices=[]):
+        yield
 
 
 def _seed(seed: int | None) -> None:

@@ -30,7 +30,7 @@ def build(table: Model) -> "Network":
     """Make a network of the transformers library from its configuration; its weights are drawn from torch's generator.
 
     Code that a model brings along is never executed. What the network keeps between two forwards (``use_cache``) is
-    switched off.
+    switched off. A pooler over the first token, which only heads read, is left out.
 
     Raises
     ------
@@ -128,6 +128,8 @@ def _make(config: Any, table: Transformers) -> nn.Module:
             f"{table.auto} has no network for '{table.source}' ({type(error).__name__}: {first}); set "
             "model.transformers.auto, or name another source"
         ) from error
+    if "pooler" in module._modules:
+        module._modules["pooler"] = None  # many runs save none, and random weights would pass for the checkpoint's
     _cast(module, getattr(torch, table.dtype))
     return module
 

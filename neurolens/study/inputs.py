@@ -88,7 +88,10 @@ class Data(Table):
         description="digits, cifar10, cifar100 (torchvision's on-disk format), folder, places365, arrays; texts: "
         "text (a text a line), jsonl, parquet, or datasets (by name on the hub).",
     )
-    root: Path | None = Field(None, description="Folder or file of the data set; digits needs none.")
+    root: Path | None = Field(
+        None,
+        description="Folder or file of the data set; digits needs none, datasets only for what save_to_disk wrote.",
+    )
     split: str = Field("train", description="Split of the data set; 'all' where the source allows it.")
     download: bool = Field(False, description="Allow the data set to be downloaded.")
     select: Selection = Field(default_factory=Selection, description="Which samples of the split.")
@@ -99,8 +102,11 @@ class Data(Table):
 
     @model_validator(mode="after")
     def _has_a_root(self) -> Self:
-        if self.source == "datasets" and self.text.dataset is None:
-            raise ValueError("source 'datasets' needs a name; add dataset = \"owner/name\" to [data.text]")
+        if self.source == "datasets" and self.text.dataset is None and self.root is None:
+            raise ValueError(
+                "source 'datasets' needs a name; add dataset = \"owner/name\" to [data.text], or the root of a folder "
+                "that save_to_disk wrote"
+            )
         if self.root is None and self.source not in ("digits", "datasets"):
             raise ValueError(f'source {self.source!r} needs a root; add root = "path/of/the/data"')
         return self
