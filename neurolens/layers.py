@@ -34,6 +34,8 @@ class Layer:
         The axis of the units in what `neurolens.capture.capture` gives, from 0; the batch is axis 0.
     kind
         Class of the module.
+    order
+        When it fires, among the layers of one network.
     """
 
     tap: Tap
@@ -42,6 +44,7 @@ class Layer:
     shape: tuple[int, ...]
     axis: int
     kind: str = ""
+    order: int = 0
 
 
 def find_layers(model: nn.Module, layers: Literal["auto"] | Sequence[str], probe: Any) -> tuple[Layer, ...]:
@@ -67,7 +70,7 @@ def find_layers(model: nn.Module, layers: Literal["auto"] | Sequence[str], probe
         ``"auto"`` or patterns.
     probe
         Arguments of one forward: a tensor, a tuple of tensors, a mapping of keyword arguments, a pair of both, or
-        something with ``args`` and ``kwargs``, such as `neurolens.data.shown` yields. At most two samples of it are used.
+        something with ``args`` and ``kwargs``, such as `neurolens.data.shown` yields. At most two samples are used.
 
     Raises
     ------
@@ -155,9 +158,10 @@ def _named(seen: Probe, patterns: Sequence[str]) -> list[Place]:
         matched = [place for place in seen.places if place.module and _matches(found["path"], place.module)]
         if not matched:
             known = {re.sub(r"(?<=\.)\d+(?=\.|$)", "*", place.module) for place in seen.places if place.module}
+            count = len({place.module for place in seen.places} - {""})
             raise CaptureError(
-                f"layers: {pattern!r} matches none of the {len({p.module for p in seen.places})} modules that the "
-                f"forward calls; {nearest(found['path'], known)} `*` stays within a part between dots, `**` does not"
+                f"layers: {pattern!r} matches none of the {count} modules that the forward calls; "
+                f"{nearest(found['path'], known)} `*` stays within a part between dots, `**` does not"
             )
         wanted = [
             place
@@ -200,11 +204,11 @@ def _layer(place: Place, seen: Probe) -> Layer:
         raise CaptureError(f"{where} {values}, and floating-point activations were needed; leave it out of layers")
     tokens = seen.tokens or 0
     if len(shape) == 2 and tokens and shape[0] == seen.batch * tokens:
-        return Layer(replace(tap, flat=True), tap.layer, shape[1], (tokens,), 2, place.kind)
+        return Layer(replace(tap, flat=True), tap.layer, shape[1], (tokens,), 2, place.kind, place.order)
     if len(shape) < 2 or shape[0] != seen.batch:
         raise CaptureError(
             f"{where} an array of shape {shape}, and a first axis of {seen.batch} samples was needed; "
             "leave it out of layers"
         )
     axis = place.axis if place.axis else (1 if len(shape) in (2, 4, 5) else len(shape) - 1)
-    return Layer(tap, tap.layer, shape[axis], shape[1:axis] + shape[axis + 1 :], axis, place.kind)
+    return Layer(tap, tap.layer, shape[axis], shape[1:axis] + shape[axis + 1 :], axis, place.kind, place.order)

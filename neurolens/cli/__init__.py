@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from neurolens import __version__
-from neurolens.cli import drawing, keeping, looking, running
+from neurolens.cli import drawing, keeping, layers, looking, running
 from neurolens.cli.console import Commands, say
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ app.command("run")(running.run)
 app.command("demo")(running.demo)
 app.command("status")(looking.status)
 app.command("show")(looking.show)
+app.command("layers")(layers.layers)
 app.command("plot")(drawing.plot)
 app.command("report")(drawing.report)
 app.command("tag")(keeping.tag)
