@@ -198,7 +198,7 @@ def _quantity(*stats: Any, rule: Definition, layers: Layers, normalize: Normaliz
         return np.where((quantity == 0) & (centre == 0), 0.0, quantity / centre)
 
 
-def _threshold(name: str, tau: Any) -> float | xr.DataArray:
+def _threshold(name: str, tau: Any) -> float | NDArray[np.float64]:
     rule = DEFINITIONS[name]
     if tau is None:
         return rule.tau
@@ -207,57 +207,64 @@ def _threshold(name: str, tau: Any) -> float | xr.DataArray:
     values = np.asarray(tau, dtype=np.float64)
     if values.ndim > 1 or not values.size or not np.isfinite(values).all() or (values < 0).any():
         raise SchemaError(f"tau={tau!r} is no threshold; give a number of at least 0, or a list of them")
-    return float(values) if values.ndim == 0 else xr.DataArray(values, dims="tau", coords={"tau": values})
+    return values if values.ndim else float(values)
 
 
 def _mask(
-    score: xr.DataArray, name: str, tau: float | xr.DataArray, non_finite: NonFinite, dim: str | None
+    score: xr.DataArray, name: str, tau: float | NDArray[np.float64], non_finite: NonFinite, dim: str | None
 ) -> xr.DataArray:
-    rule = DEFINITIONS[name]
-    if non_finite == "error":
-        score = _refusing(score, name, dim)
-    if non_finite == "dormant":
-        below = ~(score >= tau) if rule.strict else ~(score > tau)
-    else:
-        below = score < tau if rule.strict else score <= tau
-    if isinstance(tau, xr.DataArray):
-        below = below.transpose("tau", ...)
-    threshold = None if isinstance(tau, xr.DataArray) or rule.fixed else tau
-    attrs = {"definition": name, "normalize": score.attrs.get("normalize"), "comparison": rule.comparison}
-    return named(below, "dormant", score, **attrs, dormancy_tau=threshold, source=rule.source or None)
-
-
-def _refusing(score: xr.DataArray, name: str, dim: str | None) -> xr.DataArray:
+    rule, several = DEFINITIONS[name], isinstance(tau, np.ndarray)
     series = series_of(score, dim)
     labels = xr.DataArray(labels_of(score, series), dims=() if series is None else (series,))
-    layers = layers_of(score)
-    bare = score.drop_vars([coord for coord in score.coords if coord == series])
-    checked: xr.DataArray = xr.apply_ufunc(
-        _finite,
-        bare,
+    where = {"name": name, "layers": layers_of(score), "series": series or "checkpoint"}
+    mask: xr.DataArray = xr.apply_ufunc(
+        _below,
+        score,
         labels,
         input_core_dims=[["unit"], []],
-        output_core_dims=[["unit"]],
-        kwargs={"name": name, "layers": layers, "series": series or "checkpoint"},
+        output_core_dims=[["tau", "unit"] if several else ["unit"]],
+        kwargs={"tau": tau, "strict": rule.strict, "non_finite": non_finite, "where": where},
         dask="parallelized",
-        output_dtypes=[np.float64],
+        output_dtypes=[np.bool_],
+        dask_gufunc_kwargs={"output_sizes": {"tau": np.size(tau)}} if several else {},
     )
-    return score.copy(data=checked.transpose(*score.dims).data)
+    if several:
+        mask = mask.assign_coords(tau=tau).transpose("tau", ...)
+    threshold = None if several or rule.fixed else tau
+    attrs = {"definition": name, "normalize": score.attrs.get("normalize"), "comparison": rule.comparison}
+    return named(mask, "dormant", score, **attrs, dormancy_tau=threshold, source=rule.source or None)
 
 
-def _finite(score: Any, labels: Any, name: str, layers: Layers, series: str) -> Any:
+def _below(
+    score: Any,
+    labels: Any,
+    tau: float | NDArray[np.float64],
+    strict: bool,
+    non_finite: NonFinite,
+    where: dict[str, Any],
+) -> Any:
+    if non_finite == "error":
+        _require_known(score, labels, **where)
+    if np.ndim(tau):
+        score, tau = score[..., None, :], np.asarray(tau)[:, None]
+    if non_finite == "dormant":
+        return ~(score >= tau) if strict else ~(score > tau)
+    return score < tau if strict else score <= tau
+
+
+def _require_known(score: Any, labels: Any, name: str, layers: Layers, series: str) -> None:
     lost = np.isnan(score)
-    if lost.any():
-        where = np.broadcast_to(np.asarray(labels)[..., None], score.shape)[lost]
-        codes = np.broadcast_to(layers.codes, score.shape)[lost]
-        inside = listed([layers.names[code] for code in np.unique(codes)])
-        affected = len(np.unique(np.nonzero(lost)[-1]))
-        raise NonFiniteError(
-            f"{name!r} is NaN at {series} {listed(np.unique(where))}, for {affected} units of {inside}: their "
-            f"statistics are not finite, were not measured there, or nothing was observed; "
-            f'select others, or pass non_finite="dormant" or non_finite="alive" to say what they count as'
-        )
-    return score
+    if not lost.any():
+        return
+    where = np.broadcast_to(np.asarray(labels)[..., None], score.shape)[lost]
+    codes = np.broadcast_to(layers.codes, score.shape)[lost]
+    inside = listed([layers.names[code] for code in np.unique(codes)])
+    affected = len(np.unique(np.nonzero(lost)[-1]))
+    raise NonFiniteError(
+        f"{name!r} is NaN at {series} {listed(np.unique(where))}, for {affected} units of {inside}: their "
+        f"statistics are not finite, were not measured there, or nothing was observed; "
+        f'select others, or pass non_finite="dormant" or non_finite="alive" to say what they count as'
+    )
 
 
 def _together(arrays: Sequence[xr.DataArray], names: Sequence[str], *, origin: xr.Dataset) -> xr.DataArray:
