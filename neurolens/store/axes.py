@@ -32,7 +32,7 @@ def check(wanted: Wanted, reserved: frozenset[str]) -> None:
         n = len(axis)
         if n == 0:
             raise SchemaError(f"axis {dim!r} of cube {cube.name!r} is empty; give at least one id")
-        if len(np.unique(storable(axis.ids).astype(str) if axis.ids.dtype.kind in "OT" else axis.ids)) < n:
+        if len(np.unique(axis.ids)) < n:
             raise SchemaError(f"axis {dim!r} of cube {cube.name!r} has ids that repeat; ids must be unique")
         for name, values in axis.coords.items():
             if np.shape(values) != (n,):

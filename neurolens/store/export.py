@@ -4,8 +4,11 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from neurolens.errors import StoreError
 
@@ -82,23 +85,34 @@ def _require_free(target: Path, overwrite: bool) -> None:
 
 
 def _write(data: "xr.Dataset", folder: Path, group: str) -> None:
+    import zarr.codecs
+
     plain = data.drop_attrs(deep=False).assign_attrs({k: v for k, v in data.attrs.items() if k not in HERE})
     encoding: dict[str, dict[str, Any]] = {}
-    chunks: dict[str, int] = {}
     for name, variable in plain.variables.items():
         variable.encoding = {}
-        preferred = data[name].encoding.get("preferred_chunks")
-        if preferred:
-            rows, columns = (min(size, preferred.get(dim, size)) for dim, size in data[name].sizes.items())
-            columns = min(columns, COLUMNS)
-            encoding[str(name)] = {"chunks": (max(1, rows), max(1, columns)), "compressors": None}
-            for dim, size in zip(data[name].dims, (rows, columns), strict=True):
-                chunks[str(dim)] = max(1, size)
+        found = data[name].encoding
+        if found.get("preferred_chunks"):
+            read, written = _chunks(data[name].sizes, found["preferred_chunks"], found["stored_chunks"])
+            plain[name] = plain[name].chunk(read)
+            raw = variable.ndim == 2 or variable.dtype == np.float16
+            codecs = None if raw else (zarr.codecs.BloscCodec(cname="lz4", shuffle="bitshuffle"),)
+            encoding[str(name)] = {"chunks": tuple(written.values()), "compressors": codecs}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
-        plain.chunk(chunks).to_zarr(
-            folder, group=group or None, mode="a", zarr_format=3, consolidated=False, encoding=encoding
-        )
+        plain.to_zarr(folder, group=group or None, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
+
+
+def _chunks(
+    sizes: Mapping[Hashable, int], preferred: Mapping[str, int], stored: Mapping[str, int]
+) -> tuple[dict[Hashable, int], dict[Hashable, int]]:
+    """Return how a variable is read and how its chunks are written, by dim: whole chunks are written at a time."""
+    read = {dim: max(1, min(size, preferred[str(dim)])) for dim, size in sizes.items()}
+    if len(sizes) == 2:
+        _, along = sizes
+        read[along] = min(read[along], COLUMNS)
+        return read, read
+    return read, {dim: max(1, min(size, stored[str(dim)])) for dim, size in sizes.items()}
 
 
 def _consolidate(folder: Path) -> None:
