@@ -63,7 +63,8 @@ class UnitStatistics:
         """
         n = self.n + other.n
         share = np.divide(other.n, n, out=np.zeros_like(n), where=n > 0)
-        apart = np.where((self.n > 0) & (other.n > 0), other.mean - self.mean, 0.0)
+        with np.errstate(invalid="ignore"):  # of an infinity, which spreads as NaN
+            apart = np.where((self.n > 0) & (other.n > 0), other.mean - self.mean, 0.0)
         mean = np.where(self.n > 0, self.mean + apart * share, other.mean)
         return UnitStatistics(
             n=n,
