@@ -91,13 +91,25 @@ def firing(model: nn.Module, probe: Any) -> tuple[Place, ...]:
 def _automatic(seen: Probe) -> list[Place]:
     chosen = [place for activation in seen.activations if (place := _unit_place(activation, seen)) is not None]
     if not chosen:
-        ran = len(seen.activations)
-        why = f"{ran} activation functions ran, and no module returns or is given what they make" if ran else "none ran"
         raise CaptureError(
-            f"no layers of units were found behind activation functions: {why}; name layers by globs over module "
-            "paths; `neurolens layers STUDY --all` lists what there is"
+            f"no layers of units were found behind activation functions: {_why_none(seen)}; name layers by globs over "
+            "module paths; `neurolens layers STUDY --all` lists what there is"
         )
     return _ordered(chosen)
+
+
+def _why_none(seen: Probe) -> str:
+    ran = len(seen.activations)
+    places = [place for a in seen.activations for place in (*a.outputs, *(p for _, p in a.inputs)) if place.shape]
+    if not places:
+        return (
+            f"{ran} activation functions ran, and no module returns or is given what they make" if ran else "none ran"
+        )
+    example = next((place for place in places if not _batched(place, seen)), places[0])
+    return (
+        f"{ran} activation functions ran, and none makes hidden units of a batch; {example.tap.layer!r}, say, is of "
+        f"shape {example.shape} for {seen.batch} samples"
+    )
 
 
 def _unit_place(activation: Activation, seen: Probe) -> Place | None:

@@ -16,19 +16,21 @@ from neurolens.capture import Side, Tap, first_tensor
 from neurolens.errors import CaptureError
 
 How = Literal["same", "gated", "carried"]
-"""How a tensor stands to an activation: it is it; it is it times another of its shape; it is pooled or reshaped."""
+"""How a tensor stands to an activation: it is it; it is it times another of its shape or scaled; it is pooled,
+padded or reshaped."""
 
-GATES = {"sigmoid", "hardsigmoid", "tanh", "hardtanh", "logsigmoid", "softsign"}
+GATES = {"sigmoid", "hardsigmoid", "tanh", "logsigmoid", "softsign"}
 """Functions that as often make a gate or an output as a unit."""
 ACTIVATIONS = GATES | {
     *("relu", "relu6", "rrelu", "leaky_relu", "prelu", "threshold", "elu", "selu", "celu", "gelu", "silu", "mish"),
-    *("hardswish", "softplus", "tanhshrink", "softshrink", "hardshrink", "glu"),
+    *("hardtanh", "hardswish", "softplus", "tanhshrink", "softshrink", "hardshrink", "glu"),
 }
 _SAME = {"to", "contiguous", "clone", "type", "float", "half", "bfloat16", "double", "detach", "dropout"}
 _RESHAPED = {
     *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim", "squeeze", "unsqueeze"),
-    *("mean", "amax"),
+    *("mean", "amax", "pad"),
 }
+_SCALED = {"square", "pow", "mul", "multiply", "imul", "rmul", "div", "truediv", "itruediv"}
 _NAMED_SO = re.compile("relu|gelu|silu|swish|mish|[^d]elu|tanh|sigmoid|softplus|activation", re.IGNORECASE)
 _ATTENDS = re.compile("attention|attn", re.IGNORECASE)
 _FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
@@ -226,26 +228,22 @@ class _Watcher(TorchFunctionMode):
 
     def _follow(self, name: str, given: Any, args: Any, kwargs: Any, made: Tensor) -> None:
         """Mark what a function has made of what it was given."""
-        source, mark, shape = given[0]
+        source, mark, _ = given[0]
         if made is source and mark is not None and mark.version == _version(made):
             return
         axis = _axis(name, given, args, kwargs, made)
-        if name in ACTIVATIONS:
+        if name in ACTIVATIONS or (name in ("clamp", "clamp_min") and _cut_at_zero(args, kwargs)):
             self._made(made, axis, gate=name in GATES, source=None if made is source else weakref.ref(source))
             return
         activation: Activation | None = None
         how: How = "same"
-        if name in ("mul", "multiply", "imul", "rmul") and len(given) == 2 and given[1][2] == shape:
-            which = [i for i in (0, 1) if given[i][1] is not None and given[i][1].activation is not None]
-            which.sort(key=lambda i: given[i][1].activation.gate)
-            if which:
-                activation, how = given[which[0]][1].activation, "gated"
-                other = given[1 - which[0]][0]
-                if activation.source is not None and activation.source() is other:  # x·sigmoid(x)
-                    activation.gate = False
+        if name in ("mul", "multiply", "imul", "rmul") and len(given) == 2:
+            activation, how = _gated(given), "gated"
         elif mark is not None and mark.activation is not None:
             if name in _SAME:
                 activation, how = mark.activation, mark.how
+            elif name in _SCALED and len(given) == 1:
+                activation, how = mark.activation, "gated"
             elif name in _RESHAPED or "pool" in name:
                 activation, how = mark.activation, "carried" if mark.how == "same" else mark.how
         self._marks[made] = _Mark(_version(made), axis, activation, how)
@@ -262,6 +260,26 @@ class _Watcher(TorchFunctionMode):
         if mark is None or tensor is None or mark.version == _version(tensor):
             return mark
         return _Mark(_version(tensor), mark.axis)
+
+
+def _gated(given: Any) -> Activation | None:
+    """Return the activation that a product of two tensors of one shape gates; of two, the one that is no gate."""
+    (one, first, shape), (two, second, other_shape) = given
+    if shape != other_shape:
+        return None
+    found = [(m.activation, other) for m, other in ((first, two), (second, one)) if m is not None and m.activation]
+    if not found:
+        return None
+    activation: Activation
+    activation, other = min(found, key=lambda pair: bool(pair[0].gate))
+    if activation.source is not None and activation.source() is other:  # x·sigmoid(x)
+        activation.gate = False
+    return activation
+
+
+def _cut_at_zero(args: Any, kwargs: Any) -> bool:
+    low = kwargs.get("min", args[1] if len(args) > 1 else None)
+    return isinstance(low, int | float) and low == 0
 
 
 def _version(tensor: Tensor) -> int:
@@ -302,7 +320,9 @@ def _axis(name: str, given: Any, args: Any, kwargs: Any, made: Tensor) -> int | 
         kept = before == len(shape) - 1 and made.shape[-1:] == shape[-1:]
         return made.ndim - 1 if kept else None
     alike = (
-        m.axis for _, m, shape in given if m is not None and (shape == made.shape or "pool" in name or name == "cat")
+        m.axis
+        for _, m, shape in given
+        if m is not None and (shape == made.shape or "pool" in name or name in ("cat", "pad"))
     )
     return next((axis for axis in alike if axis is not None and axis < made.ndim), None)
 

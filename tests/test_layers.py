@@ -67,9 +67,24 @@ def test_find_layers__refuses_a_network_without_activation_functions():
 def test_find_layers__refuses_experts_that_are_no_modules():
     config = transformers.MixtralConfig(vocab_size=VOCABULARY, num_local_experts=2, num_key_value_heads=2, **SIZE)
     with pytest.raises(
-        CaptureError, match="activation functions ran, and no module returns or is given what they make"
+        CaptureError,
+        match=r"none makes hidden units of a batch; 'layers.0.mlp.experts.act_fn', say, is of shape \(28, 24\)",
     ):
         find_layers(transformers.AutoModel.from_config(config), "auto", texts())
+
+
+def test_find_layers__refuses_activations_whose_first_axis_is_no_batch():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.GELU()
+
+        def forward(self, x):
+            return self.act(x.transpose(0, 1))
+
+    message = r"1 activation functions ran, and none makes hidden units of a batch; 'act', say, is of shape \(5, 2, 4\)"
+    with pytest.raises(CaptureError, match=message):
+        find_layers(Turned(), "auto", torch.zeros(3, 5, 4))
 
 
 # Globs

@@ -183,3 +183,36 @@ def test_find_layers__takes_units_of_a_sequence_by_the_axis_of_its_convolution()
     model = nn.Sequential(nn.Conv1d(3, 5, 3), nn.ReLU(), nn.Conv1d(5, 2, 3))
     (layer,) = find_layers(model, "auto", torch.randn(4, 3, 11))
     assert (layer.name, layer.units, layer.shape, layer.axis) == ("1", 5, (9,), 1)
+
+
+class WrittenOut(nn.Module):
+    """Activations in other words: clamp, a squared and a scaled ReLU, and padding before a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.e = (nn.Conv1d(6, 6, 1) for _ in range(5))
+
+    def forward(self, x):
+        x = self.b(self.a(x).clamp(min=0))
+        x = self.c(torch.square(F.relu(x)))
+        x = self.d(1.7 * F.relu(x))
+        x = self.e(F.pad(F.hardtanh(x), (1, 1)))
+        return x.clamp(-1, 1)
+
+
+def test_find_layers__takes_what_a_convolution_is_given():
+    torch.manual_seed(0)
+    model, x = WrittenOut(), torch.randn(3, 6, 5)
+    layers = find_layers(model, "auto", x)
+    assert [(layer.name, layer.units, layer.shape, layer.axis) for layer in layers] == [
+        ("b:input", 6, (5,), 1),
+        ("c:input", 6, (5,), 1),
+        ("d:input", 6, (5,), 1),
+        ("e:input", 6, (7,), 1),  # padded
+    ]
+    seen = taken(model, layers, x)
+    with torch.no_grad():
+        torch.testing.assert_close(seen["b:input"], model.a(x).relu())
+        torch.testing.assert_close(seen["c:input"], model.b(seen["b:input"]).relu() ** 2)
+        torch.testing.assert_close(seen["d:input"], 1.7 * model.c(seen["c:input"]).relu())
+        torch.testing.assert_close(seen["e:input"][..., 1:-1], model.d(seen["d:input"]).clamp(-1, 1))
