@@ -88,7 +88,7 @@ def transitions(
 
 
 def _one_mask(mask: xr.DataArray | Sequence[xr.DataArray], dim: str | None) -> tuple[xr.DataArray, str]:
-    masks = [mask] if isinstance(mask, xr.DataArray) else list(mask)
+    masks = [mask] if isinstance(mask, xr.DataArray | xr.Dataset) else list(mask)
     if not masks:
         raise SchemaError("there is no mask; give one (series, unit), or several to put one after the other")
     for each in masks:
