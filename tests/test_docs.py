@@ -21,7 +21,7 @@ DOCUMENTED = set(re.findall(r"^::: ([\w.]+)$", REFERENCE, re.M))
 
 def public_names():
     yield from (f"neurolens.{name}" for name in neurolens.__all__ if not inspect.ismodule(getattr(neurolens, name)))
-    for module in ("samples", "store", "plot", "report"):
+    for module in ("samples", "store", "plot", "report", "units"):
         yield from (f"neurolens.{module}.{name}" for name in importlib.import_module(f"neurolens.{module}").__all__)
 
 

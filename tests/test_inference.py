@@ -1,8 +1,13 @@
-"""Bootstrap counts and percentile intervals."""
+"""Bootstrap counts, percentile intervals, bounds of a proportion."""
 
 import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
 
-from neurolens.inference import bootstrap_counts, percentile_interval
+from neurolens.errors import SchemaError
+from neurolens.inference import binomial_upper, bootstrap_counts, percentile_interval
 
 
 def test_bootstrap_counts__draw_n_samples_with_replacement_by_seed():
@@ -28,3 +33,49 @@ def test_percentile_interval__covers_the_mean_of_normal_samples():
         low, high = percentile_interval([w @ sample / 80 for w in bootstrap_counts(80, 200, trial)], 0.9)
         hits += low < 0 < high
     assert 80 <= hits <= 97
+
+
+@pytest.mark.parametrize(("method", "scipys"), [("wilson", "wilson"), ("clopper_pearson", "exact")])
+@given(n=st.integers(1, 5000), share=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.99]))
+@settings(max_examples=50, deadline=None)
+def test_binomial_upper__is_that_of_scipy(method, scipys, n, share, confidence):
+    k = round(share * n)
+    expected = binomtest(k, n, alternative="less").proportion_ci(confidence, scipys).high
+    assert float(binomial_upper(k, n, confidence=confidence, method=method)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_binomial_upper__of_never_follows_the_rule_of_three():
+    n = np.array([100, 1000, 1_000_000])
+    exact, wilson = (binomial_upper(0, n, method=method) for method in ("clopper_pearson", "wilson"))
+    np.testing.assert_allclose(exact, 1 - 0.05 ** (1 / n))
+    np.testing.assert_allclose(exact * n, 3, rtol=0.02)
+    np.testing.assert_allclose(wilson * n, 2.7055, rtol=0.03)
+
+
+def test_binomial_upper__covers_the_true_probability_as_often_as_it_says():
+    rng, n = np.random.default_rng(0), 40
+    for p in (0.01, 0.05, 0.3):
+        seen = rng.binomial(n, p, 20_000)
+        covered = (binomial_upper(seen, n, method="clopper_pearson") >= p).mean()
+        assert covered >= 0.945
+    spread = rng.random(20_000)
+    assert abs((binomial_upper(rng.binomial(n, spread), n) >= spread).mean() - 0.95) < 0.01
+
+
+def test_binomial_upper__knows_nothing_without_trials():
+    found = binomial_upper([0, 5, np.nan, 0], [0, 5, 5, np.nan])
+    np.testing.assert_array_equal(found, [1, 1, np.nan, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"successes": 6}, "more successes than trials"),
+        ({"successes": -1}, "fewer than none"),
+        ({"confidence": 95}, "confidence=95"),
+        ({"method": "wald"}, "method='wald' is unknown; known|did you mean"),
+    ],
+)
+def test_binomial_upper__errors_name_the_mend(options, message):
+    with pytest.raises(SchemaError, match=message):
+        binomial_upper(**{"successes": 0, "trials": 5} | options)

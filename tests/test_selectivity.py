@@ -1,0 +1,354 @@
+"""Selectivity, sparseness, position, firing, quantiles and utility: golden numbers, slow versions, laziness."""
+
+import math
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from unit_cases import H, drawn, raising, statistics, with_units
+
+import neurolens
+from neurolens import accessor
+from neurolens.errors import MissingMeasurementError, SchemaError
+from neurolens.units import (
+    alive,
+    class_selectivity,
+    contribution_utility,
+    dormant,
+    dormant_for_one,
+    firing_bound,
+    firing_density,
+    lifetime_sparseness,
+    positional_information,
+    preferred_class,
+    quantile,
+)
+from neurolens.units.histogram import bin_edges
+from neurolens.units.quantiles import interpolate
+
+RESPONSES = np.array([[4, 1, 0], [2, 1, 0], [0, 1, 0], [1, 1, 0]], float)
+CLASSES = np.array([0, 0, 1, 2])
+
+
+def positions(fired, shown):
+    """A units cube of how many texts fired (unit, position) of those shown (position)."""
+    fired, shown = np.asarray(fired, float)[None], np.asarray(shown, float)[None]
+    return with_units(
+        xr.Dataset(
+            {"position_n_pos": (("step", "unit", "position"), fired), "position_n": (("step", "position"), shown)}
+        )
+    )
+
+
+def slow_information(rates):
+    mean = sum(rates) / len(rates)
+    total = 0.0
+    for rate in rates:
+        for one, all_ in ((rate, mean), (1 - rate, 1 - mean)):
+            total += one * math.log(one / all_) if one else 0.0
+    return total / len(rates)
+
+
+def cube():
+    """Every statistic that the reductions of this file read, at random."""
+    rng = np.random.default_rng(0)
+    ds = drawn()
+    shown = np.sort(rng.integers(1, 30, (5, 6)))[:, ::-1]
+    return ds.assign(
+        position_n=(("epoch", "position"), shown.astype(float)),
+        position_n_pos=(("epoch", "unit", "position"), np.floor(shown[:, None] * rng.random((5, 24, 6)))),
+        histogram=(("epoch", "unit", "bin"), rng.integers(0, 9, (5, 24, 256)) * (np.arange(256) % 128 < 124.0)),
+        out_weight=(("epoch", "unit"), rng.random((5, 24))),
+    )
+
+
+REDUCTIONS = {
+    "class_selectivity": class_selectivity,
+    "preferred_class": preferred_class,
+    "lifetime_sparseness": lifetime_sparseness,
+    "positional_information": positional_information,
+    "firing_density": firing_density,
+    "alive": alive,
+    "firing_bound": firing_bound,
+    "contribution_utility": contribution_utility,
+    "quantile": lambda ds, **options: quantile(ds, [0.1, 0.5], **options),
+}
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize(
+    "chunks", [{"epoch": 1}, {"unit": 5, "class": 1}, {"epoch": 2, "unit": 7, "position": 4, "bin": 100}]
+)
+def test_reductions__are_lazy_and_blind_to_chunks(name, chunks):
+    ds = cube()
+    with dask.config.set(scheduler=raising):
+        found = REDUCTIONS[name](ds.chunk(chunks))
+    assert isinstance(found.data, da.Array)
+    xr.testing.assert_allclose(found.compute(), REDUCTIONS[name](ds), rtol=1e-13)
+    assert found.name == name
+    assert found.attrs["long_name"]
+    assert found.attrs["units"]
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_reductions__name_the_checkpoints_that_were_not_measured(name):
+    ds = cube().assign_coords(measured=("epoch", np.arange(5) != 2))
+    with pytest.raises(MissingMeasurementError, match="at epoch 20"):
+        REDUCTIONS[name](ds)
+    assert REDUCTIONS[name](ds, missing="drop").sizes["epoch"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("class_selectivity", "classes"),
+        ("positional_information", "positions"),
+        ("contribution_utility", "weights"),
+        ("quantile", "histogram"),
+    ],
+)
+def test_reductions__say_how_to_measure_what_they_need(name, part):
+    with pytest.raises(MissingMeasurementError, match=rf"{part} = true in the study's \[units\] table"):
+        REDUCTIONS[name](statistics(H))
+
+
+def test_class_selectivity__matches_the_responses_worked_by_hand():
+    ds = statistics(RESPONSES, classes=CLASSES)
+    np.testing.assert_allclose(class_selectivity(ds), [[0.714285714, 0, 0]], atol=5e-10)
+    assert preferred_class(ds).data.tolist() == [[0, 0, 0]]
+
+
+@given(seed=st.integers(0, 999), classes=st.integers(2, 4))
+@settings(max_examples=25, deadline=None)
+def test_class_selectivity__matches_the_slow_definition(seed, classes):
+    rng = np.random.default_rng(seed)
+    a = np.maximum(rng.normal(size=(16, 5)), 0)
+    y = np.arange(16) % classes
+    found, best = class_selectivity(statistics(a, classes=y)), preferred_class(statistics(a, classes=y))
+    for j in range(5):
+        means = [float(a[y == c, j].mean()) for c in range(classes)]
+        top = max(means)
+        rest = (sum(means) - top) / (classes - 1)
+        assert float(found[0, j]) == pytest.approx((top - rest) / (top + rest) if top + rest else 0, abs=1e-12)
+        assert int(best[0, j]) == means.index(top)
+
+
+def test_class_selectivity__leaves_out_classes_without_samples():
+    ds = statistics(RESPONSES, classes=CLASSES)
+    empty = xr.zeros_like(ds[["class_n", "class_sum"]].isel({"class": [0]}))
+    more = xr.concat(
+        [empty, ds[["class_n", "class_sum"]]],
+        "class",
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        join="override",
+    )
+    np.testing.assert_allclose(class_selectivity(more), class_selectivity(ds))
+    np.testing.assert_array_equal(preferred_class(more), preferred_class(ds) + 1)
+    alone = more.isel({"class": [0, 1]})
+    assert class_selectivity(alone).isnull().all()
+    assert preferred_class(more.isel({"class": [0]})).isnull().all()
+
+
+def test_class_selectivity__is_unknown_where_it_means_nothing():
+    a = np.array([[1.0, -2.0, np.nan], [-2.0, -2.0, 1.0]])
+    ds = statistics(a, classes=[0, 1])
+    np.testing.assert_array_equal(class_selectivity(ds), [[np.nan, 0, np.nan]])
+    np.testing.assert_allclose(class_selectivity(ds, of="absolute"), [[1 / 3, 0, np.nan]])
+    np.testing.assert_array_equal(preferred_class(ds), [[0, 0, np.nan]])
+    with pytest.raises(SchemaError, match="of='max' is unknown"):
+        class_selectivity(ds, of="max")
+
+
+def test_dormant_for_one__is_silent_for_one_class_and_no_other():
+    a = np.array([[0, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]], float)
+    mask = dormant(statistics(np.c_[a, [1, 1, 1]], classes=[0, 1, 2]), "dead", per_class=True)
+    found = dormant_for_one(mask)
+    assert found.dims == mask.dims == ("epoch", "class", "unit")
+    assert found[0].data.astype(int).tolist() == [[1, 0, 0, 0, 0], [0] * 5, [0] * 5]
+    with pytest.raises(SchemaError, match="per_class=True"):
+        dormant_for_one(mask.isel({"class": 0}))
+    with pytest.raises(SchemaError, match="a bool mask is needed"):
+        dormant_for_one(mask.astype(int))
+
+
+def test_lifetime_sparseness__is_one_for_one_hot_and_zero_for_uniform():
+    a = np.array([[1, 2, 0, 3], [0, 2, 0, 0], [0, 2, 0, 1], [0, 2, 0, 0]], float)
+    expected = (1 - (4 / 4) ** 2 / (10 / 4)) / (1 - 1 / 4)
+    np.testing.assert_allclose(lifetime_sparseness(statistics(a)), [[1, 0, np.nan, expected]])
+    assert lifetime_sparseness(statistics(a[:1])).isnull().all()
+
+
+@given(seed=st.integers(0, 999), scale=st.floats(1e-3, 1e3))
+@settings(max_examples=25, deadline=None)
+def test_lifetime_sparseness__lies_between_zero_and_one_and_knows_no_scale(seed, scale):
+    a = np.maximum(np.random.default_rng(seed).normal(size=(9, 6)), 0)
+    found = lifetime_sparseness(statistics(a)).data
+    active = a.any(axis=0)
+    assert ((found[0, active] >= -1e-12) & (found[0, active] <= 1 + 1e-12)).all()
+    np.testing.assert_allclose(lifetime_sparseness(statistics(a * scale)).data, found, atol=1e-12)
+
+
+def test_positional_information__matches_the_rates_worked_by_hand():
+    found = positional_information(positions([[9, 1], [5, 5], [10, 0], [0, 0], [10, 10]], [10, 10]))
+    np.testing.assert_allclose(found, [[0.368064207, 0, math.log(2), 0, 0]], atol=5e-10)
+
+
+@given(seed=st.integers(0, 999), length=st.integers(1, 8))
+@settings(max_examples=25, deadline=None)
+def test_positional_information__matches_the_slow_definition(seed, length):
+    rng = np.random.default_rng(seed)
+    shown = rng.integers(1, 20, length)
+    fired = rng.integers(0, shown + 1, (4, length))
+    found = positional_information(positions(fired, shown))
+    np.testing.assert_allclose(found[0], [slow_information((f / shown).tolist()) for f in fired], atol=1e-12)
+    assert (found >= 0).all()
+    assert (found <= math.log(2) + 1e-12).all()
+
+
+def test_positional_information__leaves_out_positions_that_few_texts_reach():
+    ds = positions([[9, 1, 0, 3]], [10, 10, 0, 3])
+    expected = positional_information(ds.isel(position=[0, 1]))
+    np.testing.assert_allclose(positional_information(ds, min_texts=5), expected)
+    np.testing.assert_allclose(positional_information(ds), positional_information(ds.isel(position=[0, 1, 3])))
+    assert positional_information(ds, min_texts=11).isnull().all()
+    with pytest.raises(SchemaError, match="min_texts=0"):
+        positional_information(ds, min_texts=0)
+    with pytest.raises(SchemaError, match="no dim 'position'"):
+        positional_information(ds.isel(position=0))
+
+
+Q = np.array([[0, 0.5, 1e-6], [0, 0, 0], [0, 0.2, 0], [0, 0, 0]])
+
+
+def test_firing_density__matches_the_activations_worked_by_hand():
+    cube_ = with_units(xr.Dataset({"activation": (("step", "sample", "unit"), Q[None])}))
+    assert firing_density(cube_, epsilon=1e-5).data.tolist() == [[0, 0.5, 0]]
+    assert float(alive(cube_, epsilon=1e-5).mean()) == pytest.approx(1 / 3)
+    units = statistics(Q)
+    assert float(alive(units, epsilon=1e-5).mean()) == pytest.approx(1 / 3)
+    assert firing_density(units).data.tolist() == firing_density(cube_).data.tolist() == [[0, 0.5, 0.25]]
+    np.testing.assert_array_equal(alive(-units.assign(min=units["max"], max=units["min"])), alive(units))
+
+
+def test_firing_density__of_the_cube_is_lazy_and_blind_to_chunks():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 20, 7)).astype(np.float16) * (rng.random((3, 20, 7)) < 0.5)
+    ds = with_units(xr.Dataset({"activation": (("epoch", "sample", "unit"), values)}))
+    for reduction in (firing_density, alive):
+        lazy = reduction(ds.chunk({"sample": 3, "unit": 4}), epsilon=0.5)
+        assert isinstance(lazy.data, da.Array)
+        xr.testing.assert_allclose(lazy.compute(), reduction(ds, epsilon=0.5))
+    np.testing.assert_allclose(firing_density(ds, epsilon=0.5), (abs(values) > 0.5).mean(axis=1))
+
+
+def test_firing_density__is_unknown_where_activations_are_not_finite():
+    a = Q.copy()
+    a[1, 1] = np.nan
+    assert firing_density(statistics(a)).isnull().data.tolist() == [[False, True, False]]
+    cube_ = with_units(xr.Dataset({"activation": (("step", "sample", "unit"), a[None])}))
+    assert firing_density(cube_).isnull().data.tolist() == [[False, True, False]]
+
+
+def test_firing_density__needs_the_activations_for_an_epsilon():
+    with pytest.raises(SchemaError, match="give the activations cube, or epsilon=0"):
+        firing_density(statistics(Q), epsilon=1e-5)
+    with pytest.raises(SchemaError, match="epsilon=-1"):
+        alive(statistics(Q), epsilon=-1)
+
+
+@pytest.mark.parametrize("method", ["wilson", "clopper_pearson"])
+def test_firing_bound__is_that_of_the_binomial(method):
+    a = np.zeros((300, 3))
+    a[:7, 1], a[:, 2] = 1, 1
+    found = firing_bound(statistics(a), method=method)
+    scipys = {"wilson": "wilson", "clopper_pearson": "exact"}[method]
+    expected = [binomtest(k, 300, alternative="less").proportion_ci(0.95, scipys).high for k in (0, 7, 300)]
+    np.testing.assert_allclose(found[0], expected)
+    assert float(found[0, 0]) == pytest.approx(3 / 300, rel=0.15)
+
+
+def test_firing_bound__counts_independent_observations_if_told():
+    a = np.zeros((300, 2))
+    a[:30, 1] = 1
+    few = firing_bound(statistics(a), observations=20)
+    np.testing.assert_allclose(few, firing_bound(statistics(a[::15])))
+    assert (few > firing_bound(statistics(a))).all()
+    nothing = statistics(a)
+    nothing["n"][:], nothing["n_pos"][:] = 0, 0
+    assert (firing_bound(nothing) == 1).all()
+    with pytest.raises(SchemaError, match="observations=0"):
+        firing_bound(statistics(a), observations=0)
+
+
+def test_contribution_utility__matches_the_weights_worked_by_hand():
+    weights = np.array([[1, -2, 0], [3, 0, 0]], float)
+    ds = statistics([[1, 0, 5], [1, 2, 5]]).assign(out_weight=(("epoch", "unit"), np.abs(weights).mean(axis=0)[None]))
+    assert contribution_utility(ds).data.tolist() == [[2, 1, 0]]
+    unread = ds.assign(out_weight=ds["out_weight"].where(ds["unit"] != 1))
+    np.testing.assert_array_equal(contribution_utility(unread), [[2, np.nan, 0]])
+
+
+def test_interpolate__is_linear_inside_a_bin():
+    edges, counts = np.arange(5.0), np.array([5, 3, 0, 2])
+    found = interpolate(counts, edges[:-1], edges[1:], np.array([0.25, 0.5, 0.6, 0.9, 0, 1]))
+    np.testing.assert_allclose(found, [0.5, 1, 4 / 3, 3.5, 0, 4])
+    assert np.isnan(interpolate(np.zeros(4), edges[:-1], edges[1:], np.array([0.5]))).all()
+
+
+def histogram(values):
+    """Count by sign, exponent and two bits of mantissa of the float16, and by nothing else."""
+    bits = np.asarray(values, np.float16).view(np.uint16) >> 8
+    counts = np.bincount(bits, minlength=256).astype(float)
+    return with_units(xr.Dataset({"histogram": (("epoch", "unit", "bin"), counts[None, None])}))
+
+
+@given(seed=st.integers(0, 999), scale=st.sampled_from([1e-3, 1, 100]))
+@settings(max_examples=25, deadline=None)
+def test_quantile__is_right_to_the_width_of_a_bin(seed, scale):
+    values = np.random.default_rng(seed).normal(size=400) * scale
+    shares = np.linspace(0.05, 0.95, 10)
+    found = quantile(histogram(values), shares).data[:, 0, 0]
+    exact = np.quantile(values.astype(np.float16).astype(float), shares, method="inverted_cdf")
+    assert (np.diff(found) >= 0).all()
+    assert (np.abs(found - exact) <= 0.25 * np.abs(exact) + 2**-16).all()
+
+
+def test_quantile__knows_signs_infinities_and_nan():
+    median = [float(quantile(histogram(v), 0.5)[0, 0]) for v in ([-2.0] * 9, [2.0] * 9, [-3.0, 1.0, 70.0], [0.0] * 5)]
+    assert -2.5 <= median[0] <= -2
+    assert 2 <= median[1] <= 2.5
+    assert 1 <= median[2] <= 1.25
+    assert abs(median[3]) <= 2**-16
+    with np.errstate(over="ignore"):
+        tail = quantile(histogram(np.array([1.0, 65504.0, 1e6, -1e6])), [0.1, 0.75, 0.9])
+    assert float(tail[0, 0, 0]) == -np.inf
+    assert 57344 <= float(tail[1, 0, 0]) <= 65520
+    assert float(tail[2, 0, 0]) == np.inf
+    assert quantile(histogram([1.0, np.nan]), 0.5).isnull().all()
+    assert quantile(histogram([]), 0.5).isnull().all()
+    assert quantile(histogram([1.0]), 0.5).dims == ("epoch", "unit")
+    low, high = bin_edges()
+    assert low[histogram([1.0])["histogram"].data.argmax()] == 1
+    assert high[histogram([-1.0])["histogram"].data.argmax()] == -1
+
+
+@pytest.mark.parametrize("q", [-0.1, 1.5, [], [[0.5]], np.nan])
+def test_quantile__refuses_what_is_no_share(q):
+    with pytest.raises(SchemaError, match="is no share"):
+        quantile(histogram([1.0]), q)
+    with pytest.raises(SchemaError, match="has 4 bins"):
+        quantile(histogram([1.0]).isel(bin=slice(4)), 0.5)
+
+
+@pytest.mark.parametrize("name", ["class_selectivity", "lifetime_sparseness", "positional_information"])
+def test_lens__is_the_function_of_the_same_name(name):
+    ds = cube()
+    assert isinstance(ds.lens, accessor.Lens)
+    xr.testing.assert_identical(getattr(ds.lens, name)(), getattr(neurolens, name)(ds))
