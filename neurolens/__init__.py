@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         memorization_influence,
     )
     from neurolens.samples.cumulative import curvature
+    from neurolens.spectral import spectra, spectrum_metrics
     from neurolens.study import Study, load_study
     from neurolens.units import class_selectivity, dormancy_summary, lifetime_sparseness, positional_information
     from neurolens.units.dormancy import dormancy, dormant
@@ -62,6 +63,7 @@ _HOMES = (
         ),
         "neurolens.units",
     )
+    | dict.fromkeys(("spectra", "spectrum_metrics"), "neurolens.spectral")
 )
 
 __all__ = [
@@ -87,6 +89,8 @@ __all__ = [
     "positional_information",
     "samples",
     "schema",
+    "spectra",
+    "spectrum_metrics",
     "store",
     "transitions",
     "units",
