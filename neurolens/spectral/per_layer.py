@@ -142,7 +142,7 @@ def spectra(
     out.attrs = origin | {"centred": int(centred), "precision": precision, "missing": missing}
     if series is None:
         out = out.isel(series=0)
-    return out if "layer" in array.coords else out.isel(layer=0, drop=True)
+    return out if "layer" in array.coords else out.isel(layer=0).drop_vars("layer")
 
 
 def _array(

@@ -51,7 +51,7 @@ def labelled(
         "units": ("layer", layers.sizes, {"long_name": "units of the layer", "units": "1"}),
         "method": ("layer", np.asarray([s.method for s in settings], dtype=text)),
     }
-    coords |= {name: c.variable for name, c in array.coords.items() if c.dims == (series,)}
+    coords |= {name: c.variable for name, c in array.coords.items() if c.dims in ((series,), ()) and name != "layer"}
     found: dict[str, tuple[tuple[str, ...], Any]] = {
         "singular_value": ((series, "layer", "component"), answer.values),
         "singular_value_error": ((series, "layer", "component"), answer.errors),
