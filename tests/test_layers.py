@@ -1,5 +1,7 @@
 """Layers by globs, what is shown to find them, what is left as it was, and what is refused."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -200,3 +202,12 @@ def test_firing__lists_every_call_of_every_module(resnet):
     assert places[-1].tap.layer == ""  # the network itself
     assert sum(place.kind == "ReLU" for place in places) == 17
     assert places[0].shape == (2, 64, 16, 16)
+
+
+def test_docs__run_as_they_stand():
+    page = (Path(__file__).parent.parent / "docs" / "explanation" / "capture.md").read_text()
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    names: dict[str, object] = {}
+    exec(compile(snippet, "capture.md", "exec"), names)
+    assert names["seen"]["layer3.1.relu#1"].shape == (2, 256, 4, 4)
+    assert sorted(names["largest"]) == [0, 1]
