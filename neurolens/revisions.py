@@ -24,6 +24,7 @@ class Remote:
     """A revision that may be fetched: its files on the hub, and what the hub says their fingerprint is."""
 
     name: str
+    revision: str
     commit: str
     files: tuple[str, ...]
     digest: str
@@ -97,7 +98,7 @@ def here(path: Path) -> Path:
     remote = _remotes.get(path)
     if remote is not None:
         try:
-            return hub.fetched(remote.name, remote.commit, (*remote.files, *hub.SMALL_FILES))
+            return hub.fetched(remote.name, remote.revision, (*remote.files, *hub.SMALL_FILES))
         except StudyError as error:
             raise MissingCheckpointError(str(error)) from error
     if path in _refused:
@@ -158,4 +159,4 @@ def _ask(name: str, revision: str) -> Remote:
             f"pytorch_model.bin); found {', '.join(sorted(there)[:6]) or 'nothing'}"
         )
     indices = tuple(f for f in there if f.endswith(".index.json"))
-    return Remote(name, info.sha, (*files, *indices), combined((f, hashes[f]) for f in files))
+    return Remote(name, revision, info.sha, (*files, *indices), combined((f, hashes[f]) for f in files))
