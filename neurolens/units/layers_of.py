@@ -75,7 +75,7 @@ def layers_of(data: xr.Dataset | xr.DataArray) -> Layers:
         raise SchemaError(
             "there is no coordinate `layer` along `unit`; add it: units.assign_coords(layer=('unit', names))"
         )
-    layer = held(data.coords["layer"]).astype(str)
+    layer = np.asarray(held(data.coords["layer"]).tolist(), str)  # numpy cannot cast StringDType to a fixed width
     names, first, codes = np.unique(layer, return_index=True, return_inverse=True)
     if "layer_index" in data.coords:
         place = held(data.coords["layer_index"])
@@ -103,7 +103,14 @@ def whole(array: xr.DataArray, dim: str = "unit") -> xr.DataArray:
     """Chunk a lazy array so that ``dim`` is in one piece and chunks stay of a size that memory holds."""
     if array.chunks is None or len(array.chunksizes.get(dim, ())) <= 1:
         return array
-    return array.chunk({other: -1 if other == dim else "auto" for other in array.dims})
+    return in_chunks(array, dim)
+
+
+def in_chunks(array: xr.DataArray, dim: str) -> xr.DataArray:
+    """Chunk a lazy array with ``dim`` in one piece, and its other dims as memory allows."""
+    chunks: Any = {other: -1 if other == dim else "auto" for other in array.dims}
+    sizes = array.variable.chunk(chunks).chunksizes  # "auto" fails on coordinates that hold text
+    return array.chunk(dict(sizes))
 
 
 def per_layer(array: xr.DataArray, rule: str) -> xr.DataArray:

@@ -108,7 +108,7 @@ def _lines(
     data = data.transpose(dim, "unit")
     mean = data["abs_sum"].values / data["n"].values
     largest = np.maximum(np.abs(data["max"].values), np.abs(data["min"].values))
-    names = np.asarray(units["layer"].values, str)
+    names = np.asarray(units["layer"].values.tolist(), str)
     layers = list(dict.fromkeys(names.tolist()))
     if "layer_index" in units.coords:
         first = {name: int(units["layer_index"].values[names == name][0]) for name in layers}

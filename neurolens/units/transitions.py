@@ -9,7 +9,7 @@ import xarray as xr
 from neurolens import schema
 from neurolens.errors import ModelMismatchError, SchemaError
 from neurolens.units.inputs import choice, described, labels_of, listed, require_mask
-from neurolens.units.layers_of import held, per_layer, sizes_of
+from neurolens.units.layers_of import held, in_chunks, per_layer, sizes_of
 
 IDENTITY = ("unit", "layer", "index")
 
@@ -127,9 +127,7 @@ def _equal(one: xr.DataArray, other: xr.DataArray, name: str) -> bool:
 
 
 def _whole_series(mask: xr.DataArray, series: str) -> xr.DataArray:
-    if mask.chunks is None:
-        return mask
-    return mask.chunk({d: -1 if d == series else "auto" for d in mask.dims})
+    return mask if mask.chunks is None else in_chunks(mask, series)
 
 
 def _ends(history: xr.DataArray, series: str) -> tuple[xr.DataArray, xr.DataArray]:
