@@ -145,7 +145,7 @@ def longest_text(samples: "SampleSet", network: "Network") -> int:
     DataError
         If the samples are no texts.
     """
-    counts = samples.coords.get("tokens")
+    counts = running.token_counts(samples, network)
     if counts is None:
         raise DataError(
             f"{samples.name} has no tokens, and positions are counted over the tokens of texts; "
@@ -234,7 +234,9 @@ def measure(
             totals = bench.totals(wanted)
             values |= _joined([t.statistics() | t.of_parts() for t in totals])
             if wanted.positions:
-                values["position_n"] = (samples.coords["tokens"][:, None] > np.arange(wanted.positions)).sum(axis=0)
+                lengths = running.token_counts(samples, network)
+                assert lengths is not None
+                values["position_n"] = (lengths[:, None] > np.arange(wanted.positions)).sum(axis=0)
         if "abs_dev" in parts:
             centres = [total.table[2] for total in totals]
             values["abs_dev"] = np.concatenate(bench.deviations(centres)) / values["n"]

@@ -127,11 +127,11 @@ def sweep(
     from neurolens.data import shown
 
     device = torch.device(device)
-    images = samples.coords.get("tokens") is None
-    size = min(batch_size, CPU_BATCH) if images and device.type == "cpu" and not in_order else batch_size
+    lengths = token_counts(samples, network)
+    size = min(batch_size, CPU_BATCH) if lengths is None and device.type == "cpu" else batch_size
     order = np.arange(len(samples))
-    if not images and not in_order:
-        order = np.argsort(-samples.coords["tokens"], kind="stable")
+    if lengths is not None and not in_order:
+        order = np.argsort(-lengths, kind="stable")
     now: list[Shown] = []
     seen: dict[int, Seen] = {}
 
@@ -152,6 +152,16 @@ def sweep(
             commit(batch, seen)
             if progress is not None:
                 progress(len(batch.indices))
+
+
+def token_counts(samples: "SampleSet", network: "Network") -> npt.NDArray[np.int64] | None:
+    """Return how many tokens each text has for the network, (N,); None where the samples are no texts."""
+    from neurolens.data import TextSet
+
+    known = samples.coords.get("tokens")
+    if known is not None or not isinstance(samples, TextSet) or network.tokenizer is None:
+        return known
+    return np.array([len(ids) for ids in samples.tokens(network.tokenizer)], dtype=np.int64)
 
 
 def has_tokens(layer: Layer, tensor: Tensor, mask: Tensor | None) -> bool:
