@@ -1,9 +1,11 @@
 """The ordered series of a run's checkpoints: discover, select, order and fingerprint. Needs no torch.
 
-`read_state`, `fill`, `refill`, `load` and `non_finite` are those of `neurolens.weights`, imported on first use.
+What fills networks is imported on first use: `read_state`, `fill` and `non_finite` of `neurolens.weights`, `refill` of
+`neurolens.refilling`, and `load` of `neurolens.folder_weights`.
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,18 +19,35 @@ from neurolens.study import Checkpoints as Table
 from neurolens.study import Transformers
 
 if TYPE_CHECKING:
-    from neurolens.weights import fill, load, non_finite, read_state, refill
+    from neurolens.folder_weights import load
+    from neurolens.refilling import refill
+    from neurolens.weights import fill, non_finite, read_state
 
-__all__ = ["Checkpoint", "Series", "digest", "discover", "fill", "load", "non_finite", "read_state", "refill"]
+__all__ = [
+    "Checkpoint",
+    "Series",
+    "digest",
+    "discover",
+    "fill",
+    "load",
+    "non_finite",
+    "read_state",
+    "refill",
+    "require_unchanged",
+]
 
 Dim = Literal["epoch", "step"]
 
+_HOMES = dict.fromkeys(("fill", "non_finite", "read_state"), "neurolens.weights") | {
+    "load": "neurolens.folder_weights",
+    "refill": "neurolens.refilling",
+}
+
 
 def __getattr__(name: str) -> object:
-    if name in ("fill", "load", "non_finite", "read_state", "refill"):
-        from neurolens import folder_weights, weights
-
-        return getattr(folder_weights if name == "load" else weights, name)
+    home = _HOMES.get(name)
+    if home is not None:
+        return getattr(import_module(home), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -244,3 +263,11 @@ def _fingerprinted(kept: list[Found], notes: list[str]) -> tuple[Checkpoint, ...
             notes.append(f"'{f.path.name}' cannot be read: {getattr(found, 'strerror', None) or found}")
         checkpoints.append(Checkpoint(f.path, f.epoch, f.step, found.digest if isinstance(found, Fingerprint) else ""))
     return tuple(checkpoints)
+
+
+def require_unchanged(path: Path, digest: str) -> None:
+    """Raise CheckpointError if a file, or a folder's weights, no longer have this fingerprint."""
+    place = path if path.exists() else revisions.here(path)
+    found = prints([place])[place]
+    if not isinstance(found, Fingerprint) or found.digest != digest:
+        raise CheckpointError(f"'{place}' changed since it was discovered; run again to measure the new one")

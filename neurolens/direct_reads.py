@@ -1,15 +1,16 @@
-"""Read the tensors of a file straight into a network's memory, with neither a map nor a copy between.
+"""Bring the tensors of a file into a network: read straight into its memory, or its memory made the file's.
 
-A file that is cut short while it is read is an error here; under a memory map it would end the process.
+A file that is cut short while it is read is an error; while it is mapped, it ends the process of who looks at the rest.
 """
 
+import mmap
 import os
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ class _Plan(NamedTuple):
 
 
 _plans: WeakKeyDictionary[nn.Module, _Plan] = WeakKeyDictionary()
+_mapped: WeakSet[nn.Module] = WeakSet()
 _helper = ThreadPoolExecutor(1, "neurolens-read")
 
 
@@ -63,7 +65,7 @@ def read_into(module: nn.Module, targets: Mapping[str, Tensor], spans: Mapping[s
     CheckpointError
         If the file ends early. Some of the targets then hold the file's values and some their own.
     """
-    if not all(t.is_cpu and t.layout is torch.strided and type(t) in _PLAIN for t in targets.values()):
+    if not _all_dense(targets):
         return False
     memory = [(name, t.data_ptr(), t.dtype, t.shape, t.stride()) for name, t in targets.items()]
     plan = _plans.get(module)
@@ -77,6 +79,38 @@ def read_into(module: nn.Module, targets: Mapping[str, Tensor], spans: Mapping[s
     finally:
         torch.autograd.graph.increment_version(targets.values())
     return True
+
+
+def map_into(module: nn.Module, targets: Mapping[str, Tensor], spans: Mapping[str, Span], handle: int) -> bool:
+    """Make ``targets``, the tensors of a network, views of an open file's private memory map; False: not possible.
+
+    It is possible under the conditions of `read_into`. Nothing is read before it is looked at, and a tensor that is
+    written to gets pages of its own. The file must stay as it is for as long as the targets are in use.
+    """
+    if not (_all_dense(targets) and _fit(targets, spans)):
+        return False
+    mapped = torch.frombuffer(mmap.mmap(handle, 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+    if any(span.start + span.nbytes > len(mapped) or span.start % span.dtype.itemsize for span in spans.values()):
+        return False
+    for name, target in targets.items():
+        start, nbytes, dtype, shape = spans[name]
+        if nbytes:
+            target.data = mapped[start : start + nbytes].view(dtype).view(shape)
+    torch.autograd.graph.increment_version(targets.values())
+    _mapped.add(module)
+    return True
+
+
+def unmap(module: nn.Module, targets: Mapping[str, Tensor]) -> None:
+    """Give a network memory of its own, with anything in it, if its tensors are those of a map."""
+    if module in _mapped:
+        for target in targets.values():
+            target.data = torch.empty_like(target)
+        _mapped.discard(module)
+
+
+def _all_dense(targets: Mapping[str, Tensor]) -> bool:
+    return all(t.is_cpu and t.layout is torch.strided and type(t) in _PLAIN for t in targets.values())
 
 
 def _fit(targets: Mapping[str, Tensor], spans: Mapping[str, Span]) -> bool:

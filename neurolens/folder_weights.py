@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neurolens import hub, models, revisions, weights
-from neurolens.checkpoint_folders import prints, weight_files
+from neurolens import hub, models, refilling, revisions, weights
+from neurolens.checkpoint_folders import weight_files
+from neurolens.checkpoints import require_unchanged
 from neurolens.errors import CheckpointError, ModelMismatchError, NonFiniteError
-from neurolens.fingerprints import Fingerprint
 from neurolens.fingerprints import digest as digest_of
 from neurolens.hub import CONFIG
 from neurolens.study import Checkpoints as Table
@@ -36,7 +36,7 @@ def load(
     digest: str | None = None,
     allow_non_finite: bool = False,
 ) -> tuple[str, ...]:
-    """Fill a network from a checkpoint: a file, as `weights.load`; or a folder, fetched first if it is to be.
+    """Fill a network from a checkpoint: a file, as `refilling.load`; or a folder, fetched first if it is to be.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def load(
     """
     path = Path(path)
     if path.is_file():
-        weights.load(module, path, table, digest=digest, allow_non_finite=allow_non_finite)
+        refilling.load(module, path, table, digest=digest, allow_non_finite=allow_non_finite)
         return ()
     folder = revisions.here(path)
     if not folder.is_dir():
@@ -86,9 +86,7 @@ def load(
     except ModelMismatchError as error:
         raise ModelMismatchError(f"'{folder}': {error}") from error
     if digest is not None:
-        found = prints([folder])[folder]
-        if not isinstance(found, Fingerprint) or found.digest != digest:
-            raise CheckpointError(f"'{folder}' changed since it was discovered; run again to measure the new one")
+        require_unchanged(folder, digest)
     return left_out
 
 

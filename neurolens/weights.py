@@ -1,4 +1,4 @@
-"""A checkpoint's tensors: read without executing what the file holds, check them, copy them into a network."""
+"""A checkpoint's tensors: read without executing what the file holds, checked, copied into a network."""
 
 import argparse
 import os
@@ -16,11 +16,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from neurolens import direct_reads, safetensors_headers, weight_layouts
-from neurolens.errors import CheckpointError, ModelMismatchError, NonFiniteError, nearest
+from neurolens import direct_reads, weight_layouts
+from neurolens.errors import CheckpointError, ModelMismatchError, nearest
 from neurolens.fingerprints import fingerprint
 from neurolens.mismatches import report
-from neurolens.study import Checkpoints as Table
 
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
 
@@ -32,7 +31,7 @@ _FOREIGN = {
     b"<": "a web page or XML, perhaps a failed download; fetch it again",
 }
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # begins files of torch.save before 1.6
-_ZIP = b"PK\x03\x04"
+ZIP = b"PK\x03\x04"
 # Types that hold data only, which training scripts save beside the weights (a best accuracy, the arguments).
 _SCALAR = np.float64().__reduce__()[0]
 _DATA_ONLY: list[Any] = [
@@ -59,111 +58,6 @@ _UNREADABLE = (
     MemoryError,
     struct.error,
 )
-
-
-def load(
-    module: nn.Module,
-    path: str | os.PathLike[str],
-    table: Table,
-    *,
-    digest: str | None = None,
-    allow_non_finite: bool = False,
-) -> None:
-    """Fill a network from a checkpoint, as the study says.
-
-    Parameters
-    ----------
-    digest
-        What the file had when it was discovered; compared after the filling, so that the weights are surely its.
-
-    Raises
-    ------
-    CheckpointError
-        If the file cannot be read safely, or changed since it was discovered.
-    ModelMismatchError
-        If its tensors do not fit; the network is then as it was.
-    NonFiniteError
-        If a tensor holds NaN or infinity and that is not allowed; it names the first such tensor.
-
-    After any error but a mismatch the network may hold the file's tensors, or a part of them: do not measure it. The
-    next load overwrites all of them.
-    """
-    refill(
-        module,
-        path,
-        trust=table.trust,
-        state_key=table.state_key,
-        strip_prefixes=table.strip_prefixes,
-        allow_non_finite=allow_non_finite,
-    )
-    if digest is not None and fingerprint(path).digest != digest:
-        raise CheckpointError(f"'{path}' changed since it was discovered; run again to measure the new one")
-
-
-def refill(
-    module: nn.Module,
-    path: str | os.PathLike[str],
-    *,
-    trust: bool = False,
-    state_key: str | None = None,
-    strip_prefixes: Iterable[str] = (),
-    allow_non_finite: bool = True,
-) -> None:
-    """Fill a network that is kept from a checkpoint: `read_state` and `fill` in one, with their errors.
-
-    The tensors of a file whose layout is known (safetensors; torch.save, from the second file of a run on) are read
-    straight into the network's memory. If that fails half-way, or finds NaN or infinity where they are not allowed,
-    the network holds what was read so far; the next refill overwrites all of it.
-    """
-    path, prefixes = Path(path), tuple(strip_prefixes)
-    targets = _targets(module)
-    if _read_straight(module, targets, path, trust, state_key, prefixes):
-        _refuse_non_finite(path, {k: v.detach() for k, v in targets.items()}, allow_non_finite)
-        return
-    state = read_state(path, trust=trust, state_key=state_key, strip_prefixes=prefixes)
-    _refuse_non_finite(path, state, allow_non_finite)
-    try:
-        fill(module, state)
-    except ModelMismatchError as error:
-        raise ModelMismatchError(f"'{path}': {error}") from error
-
-
-def _read_straight(
-    module: nn.Module,
-    targets: Mapping[str, Tensor],
-    path: Path,
-    trust: bool,
-    state_key: str | None,
-    prefixes: tuple[str, ...],
-) -> bool:
-    """Read a file into a network's memory; False, and nothing was read, where its layout is not known or not equal."""
-    if fingerprint(path).damage:
-        return False
-    with open(path, "rb", buffering=0) as file:
-        head = os.pread(file.fileno(), 512, 0)
-        if _is_safetensors(path, head):
-            spans = safetensors_headers.spans(file.fileno()) if state_key is None else None
-        else:
-            spans = weight_layouts.spans(file, state_key) if head.startswith(_ZIP) and not trust else None
-        if spans is None:
-            return False
-        for prefix in prefixes:
-            stripped = {name.removeprefix(prefix): span for name, span in spans.items()}
-            if len(stripped) < len(spans):
-                return False
-            spans = stripped
-        try:
-            return direct_reads.read_into(module, targets, spans, file.fileno())
-        except CheckpointError as error:
-            raise CheckpointError(f"'{path}' {error}") from error
-
-
-def _refuse_non_finite(path: Path, state: Mapping[str, Tensor], allowed: bool) -> None:
-    if not allowed and (name := non_finite(state)) is not None:
-        raise NonFiniteError(
-            f"'{path}' has NaN or infinity in {name!r}: the run had diverged by then; "
-            "leave the checkpoint out with checkpoints.end, or set samples.allow_non_finite = true"
-        )
 
 
 def read_state(
@@ -214,7 +108,7 @@ def _state(path: Path, trust: bool, state_key: str | None) -> dict[str, Tensor]:
     """Return the state dict of a file; one of torch.save whose layout is known needs no unpickling."""
     with open(path, "rb") as file:
         head = file.read(512)
-    learns = head.startswith(_ZIP) and not _is_safetensors(path, head) and not trust
+    learns = head.startswith(ZIP) and not is_safetensors(path, head) and not trust
     if learns and (known := weight_layouts.remembered(path, state_key)) is not None:
         return known
     content = _content(path, head, trust)
@@ -224,7 +118,8 @@ def _state(path: Path, trust: bool, state_key: str | None) -> dict[str, Tensor]:
     return state
 
 
-def _is_safetensors(path: Path, head: bytes) -> bool:
+def is_safetensors(path: Path, head: bytes) -> bool:
+    """Tell whether a file is a safetensors file, by its name and its first bytes."""
     return path.suffix == ".safetensors" or (len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0")
 
 
@@ -232,7 +127,7 @@ def _content(path: Path, head: bytes, trust: bool) -> Any:
     """Return what the file holds, by its first bytes."""
     if not head:
         raise CheckpointError(f"'{path}' is empty (0 bytes): its writing was interrupted; restore it, or delete it")
-    if _is_safetensors(path, head):
+    if is_safetensors(path, head):
         try:
             return safetensors.torch.load_file(path, device="cpu")
         except (safetensors.SafetensorError, *_UNREADABLE) as error:
@@ -244,7 +139,7 @@ def _content(path: Path, head: bytes, trust: bool) -> Any:
             raise CheckpointError(f"'{path}' is not a checkpoint but {what}")
     if head[257:262] == b"ustar":
         raise CheckpointError(f"'{path}' is not a checkpoint but a tar archive; unpack it first")
-    zipped = head.startswith(_ZIP)
+    zipped = head.startswith(ZIP)
     if head[0] == 0x80 and _LEGACY not in head[:32]:
         raise CheckpointError(
             f"'{path}' is a plain pickle, which executes code when it is read and was not written by torch.save; "
@@ -361,7 +256,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     ModelMismatchError
         With every missing, unexpected and misshapen tensor counted, the first of them named, and the mend.
     """
-    targets = _targets(module)
+    targets = targets_of(module)
     missing = [k for k in targets if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in targets]
     misshapen = [k for k, v in targets.items() if k in state and state[k].shape != v.shape]
@@ -381,7 +276,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
                 target.zero_()
 
 
-def _targets(module: nn.Module) -> dict[str, Tensor]:
+def targets_of(module: nn.Module) -> dict[str, Tensor]:
     """Return a network's own tensors by name."""
     return {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
 

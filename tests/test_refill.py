@@ -73,6 +73,59 @@ def test_refill__reads_a_run_straight_into_one_network(tmp_path, monkeypatch, ki
     assert all(p.requires_grad and p._version > v for p, v in zip(module.parameters(), versions))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_refill__maps_a_run_into_one_network(tmp_path, monkeypatch, kind):
+    paths = [write(tmp_path / f"{n}.x", kind, network(seed=n).state_dict(), 200 * n) for n in range(4)]
+    before = [path.read_bytes() for path in paths]
+    module = network(seed=9)
+    parameters = list(module.parameters())
+    checkpoints.refill(module, paths[0], mapped=True)
+    only_straight(monkeypatch)
+    for n in (1, 2, 3, 0):
+        version = parameters[0]._version
+        checkpoints.refill(module, paths[n], mapped=True)
+        assert same(module.state_dict(), network(seed=n).state_dict())
+        assert parameters[0]._version > version
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.zero_()
+    assert all(a is b and a.requires_grad for a, b in zip(module.parameters(), parameters, strict=True))
+    assert [path.read_bytes() for path in paths] == before
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_refill__a_mapped_network_is_filled_anew_whatever_became_of_its_file(tmp_path, kind):
+    first = write(tmp_path / "first", kind, network(seed=1).state_dict())
+    second = write(tmp_path / "second", kind, network(seed=2).state_dict())
+    module = network()
+    for path in (second, first):
+        checkpoints.refill(module, path, mapped=True)
+    first.write_bytes(b"")
+    checkpoints.refill(module, second)
+    assert same(module.state_dict(), network(seed=2).state_dict())
+    checkpoints.refill(module, second, mapped=True)
+    second.unlink()
+    assert same(module.state_dict(), network(seed=2).state_dict())
+
+
+def test_refill__a_tensor_that_lies_askew_is_copied(tmp_path):
+    state = {"a": torch.arange(3, dtype=torch.uint8), "b": torch.arange(5.0)}
+    path = tmp_path / "askew.safetensors"
+    header = json.dumps(
+        {
+            "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+            "b": {"dtype": "F32", "shape": [5], "data_offsets": [3, 23]},
+        }
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"".join(t.numpy().tobytes() for t in state.values()))
+    module = nn.Module()
+    for name, tensor in state.items():
+        module.register_buffer(name, torch.zeros_like(tensor))
+    checkpoints.refill(module, path, mapped=True)
+    assert same(module.state_dict(), state)
+
+
 @given(
     tensors=st.lists(
         st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3), st.booleans()),

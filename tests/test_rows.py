@@ -11,9 +11,10 @@ import torch
 import xarray as xr
 
 import neurolens
-from neurolens import rows, weights
+from neurolens import refilling, rows
 from neurolens.errors import MissingCheckpointError, MissingMeasurementError, StoreError
 from neurolens.rows import Plan, Result
+from neurolens.samples import measure as sample_measure
 from neurolens.store import open_store
 from neurolens.study import Study, load_study
 
@@ -147,14 +148,34 @@ def test_measure_row__refuses_a_file_that_changed_while_it_was_read(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_study()
-    refill = weights.refill
+    refill = refilling.refill
 
     def replaced_after(module: Any, file: Path, **options: Any) -> None:
         refill(module, file, **options)
         if Path(file).name == "epoch_1.pt":
             conftest.write_checkpoint(path.parent, 1, seed=99)
 
-    monkeypatch.setattr(weights, "refill", replaced_after)
+    monkeypatch.setattr(refilling, "refill", replaced_after)
+    results = run(path)
+    assert outcomes(results) == {(0, 0): "computed", (1, 0): "failed", (2, 0): "computed"}
+    assert "changed since it was discovered" in next(result.why for result in results if result.outcome == "failed")
+
+
+def test_measure_row__refuses_a_file_that_changed_while_it_was_measured(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_study()
+    measure = sample_measure.measure
+    seen = []
+
+    def overwritten_meanwhile(*given: Any, **options: Any) -> Any:
+        values = measure(*given, **options)
+        seen.append(values)
+        if len(seen) == 2:
+            conftest.write_checkpoint(path.parent, 1, seed=99)
+        return values
+
+    monkeypatch.setattr(sample_measure, "measure", overwritten_meanwhile)
     results = run(path)
     assert outcomes(results) == {(0, 0): "computed", (1, 0): "failed", (2, 0): "computed"}
     assert "changed since it was discovered" in next(result.why for result in results if result.outcome == "failed")

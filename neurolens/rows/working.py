@@ -187,6 +187,7 @@ def measure_row(materials: Materials, row: Row, parts: Sequence[str], samples: "
                 batch_size=materials.study.compute.batch_size,
                 device=materials.device,
             )
+            checkpoints.require_unchanged(row.path, row.digest)  # the network's tensors may be the file's memory
         except RuntimeError as error:  # what torch raises for wrong shapes and for too little memory
             reason = str(error).strip().partition("\n")[0]
             raise ModelMismatchError(
