@@ -13,7 +13,18 @@ from neurolens.settings import merge, nest, parse_override, without
 from neurolens.study import Checkpoints, Study, load_study, pattern_fields
 from neurolens.study_files import SCHEMA, init_study, study_json_schema, templates, write_json_schema
 
-TEMPLATES = ("cifar10", "cifar100", "cifar100_incremental", "digits", "imagenet_folder", "places365")
+TEMPLATES = (
+    "cifar10",
+    "cifar100",
+    "cifar100_incremental",
+    "cifar_resnet18",
+    "digits",
+    "gpt2",
+    "imagenet_folder",
+    "places365",
+    "pythia",
+)
+OF_UNITS = ("cifar_resnet18", "gpt2", "pythia")
 
 
 @pytest.fixture
@@ -264,7 +275,7 @@ def test_init_study__writes_a_study_that_loads_with_each_of_its_profiles(tmp_pat
     for profile in (None, *profiles):
         study = load_study(path, profile=profile)
         assert Study.model_validate_json(study.model_dump_json()) == study
-        assert study.samples is not None
+        assert (study.units if template in OF_UNITS else study.samples) is not None
         stores.add(study.store.url)
     assert len(stores) > 1 or template == "digits"
 

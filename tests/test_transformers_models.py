@@ -1,6 +1,7 @@
 """Networks of the transformers library: built, described, filled and shown texts; against the library's own way."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -343,6 +344,18 @@ def test_language_run__learns(language_run):
             losses.append(float(network.eval()(input_ids=text, labels=text).loss))
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] - 2
+
+
+def test_page__runs_on_a_run(language_run, tmp_path, monkeypatch):
+    page = Path(__file__).parent.parent / "docs" / "how-to" / "language-models.md"
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "checkpoints", "tides.txt"):
+        (tmp_path / name).symlink_to(language_run.folder / name)
+    (tmp_path / "study.toml").write_text(language_run.study())
+    names: dict[str, Any] = {}
+    exec(compile(snippet, str(page), "exec"), names)
+    assert names["hidden"].shape[1] == 48
 
 
 def test_import__of_data_and_checkpoints_needs_neither_torch_nor_transformers():
