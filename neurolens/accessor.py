@@ -106,6 +106,10 @@ class Lens:
         """Mutual information of firing and the token's position: `neurolens.positional_information`."""
         return neurolens.positional_information(self._data, **options)
 
+    def spectra(self, **options: Any) -> xr.Dataset:
+        """Singular values and ranks of each layer's activations: `neurolens.spectra`."""
+        return neurolens.spectra(self._data, **options)
+
     def agreement(self, *scores: "str | xr.DataArray", **options: Any) -> xr.Dataset:
         """Correlations between scores per sample: `neurolens.agreement`.
 

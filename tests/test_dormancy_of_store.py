@@ -71,7 +71,7 @@ def read_so_far():
 @pytest.mark.skipif(not READ.exists(), reason="this system does not count the bytes that a process reads")
 @pytest.mark.parametrize("definition", ["redo", "absolute", "lop", "lop_rl"])
 def test_dormant__reads_less_than_10_mb_of_a_store_at_new_thresholds(run, definition):
-    neurolens.dormant(neurolens.open_run(run)["units"].to_dataset(), definition, missing="drop")  # modules are loaded
+    neurolens.open_run(run)["units"].to_dataset().lens.dormant("dead", missing="drop").compute()  # modules are loaded
     before = read_so_far()
     units = neurolens.open_run(run)["units"].to_dataset()
     mask = neurolens.dormant(units, definition, [0.01, 0.02, 0.1, 0.5], missing="drop").compute()

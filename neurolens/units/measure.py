@@ -87,7 +87,7 @@ def axes(
     axes : by dim
         ``unit`` (0, 1, … with coordinates layer, index, layer_index, module, call), ``class`` (names), ``bin`` (0 to
         255, with edges low and high), ``position`` (of a token in its text, from 0), ``rank``, ``sample`` (ids that
-        top_sample counts in), ``parameter`` (names).
+        top_sample counts in), ``parameter`` (names, with the size of each).
 
     Raises
     ------
@@ -112,7 +112,9 @@ def axes(
     if "top" in wanted:
         found |= {"rank": Axis(np.arange(table.top)), "sample": Axis(samples.ids)}
     if "weights" in wanted:
-        found["parameter"] = Axis(np.array(list(weights.weight_parameters(network.module)), dtype=np.str_))
+        tensors = weights.weight_parameters(network.module)
+        sizes = np.array([tensor.numel() for tensor in tensors.values()], dtype=np.int64)
+        found["parameter"] = Axis(np.array(list(tensors), dtype=np.str_), {"size": sizes})
     return found
 
 
