@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -193,9 +193,11 @@ def capture(model: nn.Module, taps: Sequence[Tap | str], *, on: OnTensor | None 
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """Return the first tensor in a value that a module returns or is given: a tensor, or sequences and mappings."""
+    """Return the first tensor in what a module returns or is given: itself, or in sequences, mappings, dataclasses."""
     if isinstance(value, Tensor):
         return value
+    if is_dataclass(value) and not isinstance(value, Mapping | type):
+        value = vars(value)
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
     return next((tensor for item in inner if (tensor := first_tensor(item)) is not None), None)
 

@@ -172,8 +172,8 @@ def _named(seen: Probe, patterns: Sequence[str]) -> list[Place]:
             known = {re.sub(r"(?<=\.)\d+(?=\.|$)", "*", place.module) for place in seen.places if place.module}
             count = len({place.module for place in seen.places} - {""})
             raise CaptureError(
-                f"layers: {pattern!r} matches none of the {count} modules that the forward calls; "
-                f"{nearest(found['path'], known)} `*` stays within a part between dots, `**` does not"
+                f"layers: {pattern!r} matches none of the {count} modules that the forward calls (`*` stays within a "
+                f"part between dots, `**` does not); {nearest(found['path'], known)}"
             )
         wanted = [
             place

@@ -110,8 +110,12 @@ def watch(model: nn.Module, shown: Any) -> Probe:
     Raises
     ------
     CaptureError
-        If nothing is shown, or the forward fails.
+        If nothing is shown, the forward fails, or the network is TorchScript.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            "the network is compiled to TorchScript, whose modules cannot be watched; build it as Python"
+        )
     args, kwargs = _arguments(shown)
     first = first_tensor((args, kwargs))
     if first is None or first.ndim == 0 or len(first) == 0:

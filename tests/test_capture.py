@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import dataclass
 
 import hypothesis.strategies as st
 import pytest
@@ -100,6 +101,12 @@ def test_capture__takes_the_input_of_a_down_projection_given_by_keyword():
     torch.testing.assert_close(seen["down:input"], expected.detach())
 
 
+@dataclass
+class Output:
+    name: str
+    value: Tensor
+
+
 def test_capture__takes_the_first_tensor_of_nested_outputs():
     model, x = nn.Sequential(Gated()), torch.randn(4, 3)
     with capture(model, ["0", Tap("")]) as seen:
@@ -108,6 +115,8 @@ def test_capture__takes_the_first_tensor_of_nested_outputs():
     torch.testing.assert_close(seen[""], out["hidden"][0].detach())
     assert first_tensor(("text", 3, None, [], {"a": [x]})) is x
     assert first_tensor({"a": "text"}) is None
+    assert first_tensor([Output("text", x)]) is x
+    assert first_tensor(Output) is None
 
 
 def test_capture__takes_the_first_tensor_of_a_model_output():

@@ -89,6 +89,13 @@ def test_find_layers__refuses_activations_whose_first_axis_is_no_batch():
         find_layers(Turned(), "auto", torch.zeros(3, 5, 4))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_find_layers__refuses_torchscript():
+    model = torch.jit.trace(DigitsConvNet().eval(), torch.zeros(1, 1, 8, 8))
+    with pytest.raises(CaptureError, match="compiled to TorchScript"):
+        find_layers(model, "auto", torch.zeros(2, 1, 8, 8))
+
+
 # Globs
 
 
