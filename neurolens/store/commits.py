@@ -13,7 +13,7 @@ from neurolens import schema
 from neurolens.errors import SchemaError, StoreError, nearest
 from neurolens.store.arrays import add_array, dims_of, grow
 from neurolens.store.encodings import encoded
-from neurolens.store.gather import Selection, read_all, write_all
+from neurolens.store.gather import Selection, read_all, write_all, write_grid
 from neurolens.store.groups import SLOTS_AHEAD, exposed_classes
 from neurolens.store.ledger import DONE, FAILED, SERIES_DIMS, arrays_in, group_in, key_bytes, readings, settings_of
 from neurolens.store.locks import RowId
@@ -176,7 +176,7 @@ def _checked(row: Row, variable: schema.Variable, place: _Place) -> np.ndarray |
         shape = ", ".join(f"{dim} {n}" for dim, n in zip(dims, need, strict=True))
         block = "" if place.extent is None else f"; block {place.block} has {need[dims.index('sample')]} samples"
         raise SchemaError(f"{name!r} has shape {values.shape}{block}, and needs ({shape}); measure it for this layout")
-    return encoded(values, array.dtype, _encoding(array), name)
+    return values
 
 
 def _length(array: zarr.Array[Any], axis: int, dim: str, place: _Place) -> int:
@@ -191,13 +191,20 @@ def _encoding(array: zarr.Array[Any]) -> str | None:
 
 
 def _add_variable(place: _Place, variable: schema.Variable, values: np.ndarray | None) -> None:
-    """Add the writes of a variable and its sums; None stands for *not measured*."""
+    """Add the writes of a variable and its sums; None stands for *not measured*. Large values are written at once."""
     arrays, name = place.arrays, variable.name
-    array, extent = arrays[name], place.extent
-    inside = [slice(None) if dim != "sample" or extent is None else extent for dim in dims_of(array)[1:]]
-    if values is None and len(inside) > 1:
-        array = array.with_config({"write_empty_chunks": False})  # large ones are removed, not filled
-    place.writes.append((array, (place.slot, *inside), variable.fill_value if values is None else values))
+    array, slot = arrays[name], place.slot
+    lengths = [_length(array, axis, dim, place) for axis, dim in enumerate(dims_of(array)) if axis]
+    starts = [place.extent.start if dim == "sample" and place.extent else 0 for dim in dims_of(array)[1:]]
+    extents = [slice(start, start + n) for start, n in zip(starts, lengths, strict=True)]
+    if values is not None and len(extents) > 1:
+        write_grid(array, slot, extents, values, lambda part: encoded(part, array.dtype, _encoding(array), name))
+    elif values is not None:
+        values = encoded(values, array.dtype, _encoding(array), name)
+        place.writes.append((array, (slot, *extents), values))
+    else:  # chunks of more than numbers are removed, not filled
+        array = array if len(extents) == 1 else array.with_config({"write_empty_chunks": False})
+        place.writes.append((array, (slot, *extents), variable.fill_value))
     if variable.summed:
         total, count = arrays[f"{name}_sum"], arrays[f"{name}_count"]
         sums, counts = class_sums(values, place.labels, total.shape[2])
