@@ -31,6 +31,7 @@ MEMO_ENTRIES = 100_000
 _ATTEMPTS = 3
 _CHUNK = 1 << 20
 _lock = threading.Lock()
+_saving = threading.Lock()
 _memo: "dict[str, tuple[Stamp, Fingerprint]]" = {}
 _loaded: set[Path] = set()
 
@@ -199,11 +200,11 @@ def _save() -> None:
     written leaves the memo in memory.
     """
     path = _memo_path()
-    with _lock:
-        known = _read_memo(path) | _memo
-    entries = {name: [*stamp, found.digest, found.damage] for name, (stamp, found) in known.items()}
-    entries = dict(list(entries.items())[-MEMO_ENTRIES:])
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), _saving:  # else a thread could replace the file by one with less in it
+        with _lock:
+            known = _read_memo(path) | _memo
+        entries = {name: [*stamp, found.digest, found.damage] for name, (stamp, found) in known.items()}
+        entries = dict(list(entries.items())[-MEMO_ENTRIES:])
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".fingerprints-", suffix=".tmp")
         try:
