@@ -512,6 +512,8 @@ def test_spectra__run_on_a_cluster(tmp_path):
     with client:
         lazy = spectra(ds.chunk(epoch=1, sample=9), vectors="both")
         close(lazy.compute(), spectra(ds, vectors="both"))
+        with pytest.raises(SchemaError, match="without persist"):
+            spectra(ds.chunk(epoch=1).persist())
 
 
 def test_spectra__import_no_torch_and_keep_within_a_tenth_of_the_cube(tmp_path):

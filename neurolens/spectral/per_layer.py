@@ -1,9 +1,10 @@
 """The spectrum of every layer at every checkpoint, from a cube of activations."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,7 @@ from neurolens.errors import MissingMeasurementError, SchemaError, nearest
 from neurolens.spectral.factoring import Method, Precision, Settings
 from neurolens.spectral.jobs import Cut, Shape, fits, plan
 from neurolens.spectral.results import answers, labelled
-from neurolens.spectral.strips import read_block
+from neurolens.spectral.strips import reader
 from neurolens.units.inputs import OnMissing, choice, kept_attrs, labels_of, listed, series_of
 from neurolens.units.layers_of import Layers, held, layers_of
 
@@ -136,7 +137,7 @@ def spectra(
     chosen = [_settings(cut, i, method, wanted, oversampling) for i in range(len(cut.layers))]
     components = max(_components(cut, i, s) for i, s in enumerate(chosen))
     shape = Shape(components, int(found.sizes.max()), missing == "drop", cut.limit)
-    answer = answers(partial(read_block, array.variable), plan(cut, chosen), shape, lazy=array.chunks is not None)
+    answer = answers(reader(array.variable), plan(cut, chosen), shape, lazy=array.chunks is not None)
     out = labelled(answer, array, found, chosen, vectors)
     origin = kept_attrs(activations) if isinstance(activations, xr.Dataset | xr.DataArray) else {}
     out.attrs = origin | {"centred": int(centred), "precision": precision, "missing": missing}
@@ -162,6 +163,11 @@ def _array(
                 f"found an array of shape {shape}; pass dims= with {len(shape)} names, e.g. {_example(shape)}"
             )
         array = xr.DataArray(data if hasattr(data, "dtype") else np.asarray(data), dims=names)
+    if "distributed" in sys.modules and _persisted(array):
+        raise SchemaError(
+            "the activations are persisted on a cluster, and spectra read them block by block in their own tasks; "
+            "pass the cube as it was opened, without persist()"
+        )
     series = series_of(array, dim)
     needed = ("sample", "unit") if series is None else (series, "sample", "unit")
     if set(array.dims) != set(needed):
@@ -186,6 +192,11 @@ def _array(
     if series is None:
         array = array.expand_dims("series")
     return array.transpose(series or "series", "sample", "unit"), series
+
+
+def _persisted(array: xr.DataArray) -> bool:
+    futures: Any = import_module("distributed").futures_of
+    return bool(futures(array.to_dataset(name="activation")))
 
 
 def _example(shape: tuple[int, ...]) -> str:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -65,8 +66,15 @@ class Strip(NamedTuple):
     matrix: NDArray[Any]
 
 
-def read_block(variable: xr.Variable, positions: Span, samples: Span, units: Span) -> NDArray[Any]:
-    """Read a block of a (series, sample, unit) variable in this thread: of what is lazy, no more than it needs."""
+def reader(variable: xr.Variable) -> Read:
+    """Return the function that reads blocks of a (series, sample, unit) variable, of what is lazy in the same thread.
+
+    It hides the variable from dask, which would compute it before a task that is given it.
+    """
+    return partial(_read, variable)
+
+
+def _read(variable: xr.Variable, positions: Span, samples: Span, units: Span) -> NDArray[Any]:
     block = variable[slice(*positions), slice(*samples), slice(*units)]
     return np.asarray(block.compute(scheduler="synchronous").values)
 
