@@ -1,5 +1,6 @@
 """Capture: in-place, re-used, functional, shared; failures; streaming; and that nothing is left behind."""
 
+import copy
 import gc
 import weakref
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from neurolens.capture import Tap, capture, first_tensor
 from neurolens.errors import CaptureError
+from neurolens.layers import find_layers
 from neurolens.networks import CifarResNet18, DigitsConvNet
 
 
@@ -383,3 +385,18 @@ def test_capture__equals_a_run_without_in_place_modules(names):
         network(torch.ones(2, 4))
     for tap, value in zip(taps, expected, strict=True):
         torch.testing.assert_close(seen[tap.layer], value.detach(), msg=tap.layer)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_capture__leaves_network_and_activations_on_their_device(resnet):
+    network = copy.deepcopy(resnet).to("cuda")
+    x = images()
+    (first, *_) = layers = find_layers(network, "auto", x.to("cuda"))
+    with torch.no_grad(), capture(network, [layer.tap for layer in layers]) as seen:
+        network(x.to("cuda"))
+    assert {value.device.type for value in seen.values()} == {"cuda"}
+    assert {parameter.device.type for parameter in network.parameters()} == {"cuda"}
+    with torch.no_grad(), capture(resnet, [first.tap]) as on_cpu:
+        resnet(x)
+    torch.testing.assert_close(seen[first.name].cpu(), on_cpu[first.name], rtol=1e-2, atol=1e-2)
