@@ -364,13 +364,8 @@ def test_tap__is_read_from_its_name(parts, side, call):
 @given(st.lists(st.sampled_from(["relu", "relu_", "tanh", "linear", "dropout_"]), min_size=1, max_size=8))
 def test_capture__equals_a_run_without_in_place_modules(names):
     torch.manual_seed(0)
-    kinds = {
-        "relu": nn.ReLU(),
-        "relu_": nn.ReLU(inplace=True),
-        "tanh": nn.Tanh(),
-        "linear": nn.Linear(4, 4),
-        "dropout_": nn.Dropout(inplace=True),
-    }
+    kinds = {"relu": nn.ReLU(), "relu_": nn.ReLU(inplace=True), "tanh": nn.Tanh(), "linear": nn.Linear(4, 4)}
+    kinds["dropout_"] = nn.Dropout(inplace=True)
     pure = kinds | {"relu_": kinds["relu"], "dropout_": nn.Identity()}
     network = nn.Sequential(nn.Linear(4, 4), *(kinds[name] for name in names)).eval()
     calls = {}
