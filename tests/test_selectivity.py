@@ -27,6 +27,7 @@ from neurolens.units import (
     positional_information,
     preferred_class,
     quantile,
+    weight_magnitude,
 )
 from neurolens.units.histogram import bin_edges
 from neurolens.units.quantiles import interpolate
@@ -293,6 +294,40 @@ def test_contribution_utility__matches_the_weights_worked_by_hand():
     assert contribution_utility(ds).data.tolist() == [[2, 1, 0]]
     unread = ds.assign(out_weight=ds["out_weight"].where(ds["unit"] != 1))
     np.testing.assert_array_equal(contribution_utility(unread), [[2, np.nan, 0]])
+
+
+def magnitudes(weights, steps=2):
+    """A units cube of the magnitudes of named weights, twice as large at every step."""
+    found = {
+        "parameter_mean_abs": [[2**s * np.abs(w).mean() for w in weights.values()] for s in range(steps)],
+        "parameter_norm": [[2**s * np.linalg.norm(w) for w in weights.values()] for s in range(steps)],
+    }
+    data = {name: (("step", "parameter"), values) for name, values in found.items()}
+    sizes = ("parameter", [w.size for w in weights.values()])
+    return xr.Dataset(data, coords={"step": range(steps), "parameter": list(weights), "size": sizes})
+
+
+def test_weight_magnitude__is_that_of_all_the_weights_of_a_module():
+    rng = np.random.default_rng(0)
+    shapes = {"b.in_proj": (3, 4), "a.weight": (5, 2, 3), "b.out_proj": (2, 2)}
+    weights = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    ds = magnitudes(weights)
+    found = weight_magnitude(ds)
+    together = {"b": np.append(weights["b.in_proj"], weights["b.out_proj"]), "a": weights["a.weight"].ravel()}
+    assert found.module.data.tolist() == ["b", "a"]
+    assert found["n_weights"].data.tolist() == [16, 30]
+    np.testing.assert_allclose(found["weight_mean_abs"][1], [2 * np.abs(w).mean() for w in together.values()])
+    np.testing.assert_allclose(found["weight_norm"][0], [np.linalg.norm(w) for w in together.values()])
+    everything = np.concatenate(list(together.values()))
+    np.testing.assert_allclose(found["total_weight_mean_abs"], np.abs(everything).mean() * np.array([1, 2]))
+    np.testing.assert_allclose(found["total_weight_norm"], np.linalg.norm(everything) * np.array([1, 2]))
+    with dask.config.set(scheduler=raising):
+        lazy = weight_magnitude(ds.chunk({"step": 1, "parameter": 2}))
+    xr.testing.assert_allclose(lazy.compute(), found)
+    with pytest.raises(SchemaError, match="`size` of the parameters are needed"):
+        weight_magnitude(ds.drop_vars("size"))
+    with pytest.raises(MissingMeasurementError, match="weights = true"):
+        weight_magnitude(statistics(H))
 
 
 def test_interpolate__is_linear_inside_a_bin():

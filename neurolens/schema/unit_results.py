@@ -75,6 +75,9 @@ UNIT_RESULTS: dict[str, Variable] = {
         ),
         _result("weight_mean_abs", (SERIES, "module"), "float64", "1", "mean absolute value of a module's weights"),
         _result("weight_norm", (SERIES, "module"), "float64", "1", "L2 norm of a module's weights"),
+        _result("n_weights", ("module",), "int64", "1", "weights of a module"),
+        _result("total_weight_mean_abs", (SERIES,), "float64", "1", "mean absolute value of all weights"),
+        _result("total_weight_norm", (SERIES,), "float64", "1", "L2 norm of all weights"),
         _of_unit("quantile", "activation", "quantile of the activations, linear inside the bins of their histogram"),
     )
 }

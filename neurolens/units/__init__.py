@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         preferred_class,
     )
     from neurolens.units.summary import dormancy_summary
-    from neurolens.units.utility import contribution_utility
+    from neurolens.units.utility import contribution_utility, weight_magnitude
 
 _HOMES = {
     "alive": "firing",
@@ -34,6 +34,7 @@ _HOMES = {
     "positional_information": "selectivity",
     "preferred_class": "selectivity",
     "quantile": "quantiles",
+    "weight_magnitude": "utility",
 }
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "preferred_class",
     "quantile",
     "transitions",
+    "weight_magnitude",
 ]
 
 
