@@ -108,3 +108,9 @@ def test_lens__is_there_in_a_fresh_notebook(run):
     out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert float(out.stdout) > 0
+
+
+def test_lens_spectra__are_those_of_the_function():
+    values = np.random.default_rng(0).normal(size=(2, 12, 5)).astype("float32")
+    cube = xr.Dataset({"activation": (("epoch", "sample", "unit"), values)}, coords={"layer": ("unit", list("aabbb"))})
+    xr.testing.assert_identical(cube.lens.spectra(rank=2), neurolens.spectra(cube, rank=2))

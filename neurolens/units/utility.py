@@ -91,8 +91,7 @@ def weight_magnitude(units: xr.Dataset, *, missing: OnMissing = "error", dim: st
         "weight_mean_abs": _by_module(mean, _weighted_mean, groups, size),
         "weight_norm": _by_module(norm, _joint_norm, groups, size),
         "n_weights": xr.DataArray(groups.total(size), dims="module"),
-        "total_weight_mean_abs": (mean * xr.DataArray(size, dims="parameter")).sum("parameter", skipna=False)
-        / size.sum(),
+        "total_weight_mean_abs": (mean * xr.DataArray(weighed, dims="parameter")).sum("parameter", skipna=False),
         "total_weight_norm": (norm**2).sum("parameter", skipna=False) ** 0.5,
     }
     labelled = {name: schema.label(array, schema.UNIT_RESULTS[name]) for name, array in results.items()}
