@@ -31,7 +31,9 @@ class Units(Table):
     """The units cube: what is kept of every unit's activations at each checkpoint."""
 
     layers: Layers = Field(
-        "auto", description="auto, or globs over module paths, e.g. ['layer4.*', 'layers.*.mlp.act']."
+        "auto",
+        description="auto, or globs over module paths, `*` within a part and `**` across parts, e.g. "
+        "['layer4.*', 'layers.*.mlp.down_proj:input', 'relu#1']; `neurolens layers` lists them.",
     )
     tokens: Literal["token", "sample", "seed"] = Field(
         "token",
