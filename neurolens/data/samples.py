@@ -92,6 +92,11 @@ class SampleSet:
         )
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """What decides the network's input besides the samples and the network; nothing for images."""
+        return {}
+
+    @property
     def fingerprint(self) -> str:
         """The sha256 of ids and labels, in order."""
         return sample_fingerprint(self.ids, self.labels)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurolens import schema
@@ -35,7 +36,8 @@ class Materials:
 
     ``axes`` are the cube's dims besides series and sample; ``block_samples`` is how many samples a row holds at most.
     ``networks`` is the pool of modules: a worker takes one, fills it and puts it back, so each is built once;
-    ``blocks`` are the samples by fingerprint of a stored block.
+    ``blocks`` are the samples by fingerprint of a stored block; ``left_out`` are the tensors of a checkpoint that the
+    network has no use for, such as a head.
     Set ``stop`` to end after the rows that are being measured.
     """
 
@@ -49,6 +51,7 @@ class Materials:
     block_samples: int | None = None
     networks: "queue.SimpleQueue[Network]" = field(default_factory=queue.SimpleQueue)
     blocks: dict[str, "SampleSet"] = field(default_factory=dict)
+    left_out: dict[Path, tuple[str, ...]] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -65,7 +68,8 @@ class Materials:
     def parts(self) -> dict[str, dict[str, Any]]:
         """The settings that change each measured part's numbers; the samples too, where they are mixed in a row."""
         measure = import_module(MEASURES[self.cube])
-        common: dict[str, Any] = {} if self.by_sample else {"data": self.samples.fingerprint}
+        samples = self.samples
+        common: dict[str, Any] = dict(samples.reading) if self.by_sample else {"data": samples.fingerprint}
         if getattr(measure, "DEPENDS_ON_BATCH", lambda table: False)(self.table):
             common["batch_size"] = self.study.compute.batch_size
         return {part: {**measure.key_config(self.table, part), **common} for part in measure.parts(self.table)}
@@ -116,7 +120,7 @@ def gather(study: Study, cube: str = "samples") -> Materials:
         study=study,
         cube=cube,
         samples=samples,
-        series=checkpoints.discover(study.checkpoints),
+        series=checkpoints.discover(study.checkpoints, source=study.model.transformers),
         model=network.description,
         device=device(study.compute),
         axes=axes,

@@ -177,7 +177,8 @@ def measure_row(materials: Materials, row: Row, parts: Sequence[str], samples: "
     table, measure = materials.study.checkpoints, import_module(MEASURES[materials.cube])
     allowed = materials.table.allow_non_finite
     with materials.network() as network:
-        checkpoints.load(network.module, row.path, table, digest=row.digest, allow_non_finite=allowed)
+        left_out = checkpoints.load(network.module, row.path, table, digest=row.digest, allow_non_finite=allowed)
+        materials.left_out[row.path] = left_out
         try:
             numbers: dict[str, np.ndarray] = measure.measure(
                 network,
@@ -215,5 +216,6 @@ def provenance(materials: Materials, row: Row) -> dict[str, Any]:
         "device": materials.device,
         "dtype": "bfloat16" if materials.table.bf16 else "float32",
         "threads": torch.get_num_threads(),
+        **({"left_out": list(left_out)} if (left_out := materials.left_out.get(row.path)) else {}),
         "versions": {"neurolens": __version__, "torch": torch.__version__, "numpy": np.__version__},
     }
