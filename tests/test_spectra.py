@@ -200,6 +200,15 @@ def test_spectra__read_each_block_once_per_pass_and_none_before(chunks, options,
     assert len(set(reads)) == blocks
 
 
+def test_spectra__of_layers_that_do_not_fit_together_still_read_each_block_once():
+    widths = {f"layer.{i}": 100 for i in range(12)}
+    ds, reads = counted(cube(200, 1, widths=widths), ((1,), (100, 100), (400, 400, 400)))
+    lazy = spectra(ds, memory_mib=1)
+    assert lazy["stable_rank"].data.chunks[1] == (4, 4, 4)
+    close(lazy.compute(), spectra(cube(200, 1, widths=widths)))
+    assert len(reads) == len(set(reads)) == 6
+
+
 def test_spectra__read_only_the_layers_wanted():
     ds, reads = counted(cube(), ((1, 1, 1), (50,), (10, 5, 25)))
     found = spectra(ds, layers=["layers.*"]).compute()

@@ -179,22 +179,31 @@ def plan(cut: Cut, settings: Sequence[Settings]) -> list[tuple[Job, Settings]]:
     """
     jobs: list[tuple[Job, Settings]] = []
     for positions in _spans(len(cut.labels), cut.chunks[0] if cut.chunks else None):
-        together = all(_fit(cut, s, positions, i, i + 1) for i, s in enumerate(settings))
+        together = all(_fit(cut, s, positions, i, i + 1, whole=True) for i, s in enumerate(settings))
         # one by one, a chunk of several positions is read once for each of them
         for span in (positions,) if together else [(p, p + 1) for p in range(*positions)]:
             first = 0
             while first < len(cut.layers):
-                job, last = _fit(cut, settings[first], span, first, first + 1), first + 1
-                if job is None:
-                    raise _too_large(cut, settings[first], first)
-                while last < len(cut.layers) and _alike(cut, settings, first, last):
-                    wider = _fit(cut, settings[first], span, first, last + 1)
-                    if wider is None:
-                        break
-                    job, last = wider, last + 1
-                jobs.append((job, settings[first]))
-                first = last
+                jobs.append((_most(cut, settings, span, first), settings[first]))
+                first += len(jobs[-1][0].layers)
     return jobs
+
+
+def _most(cut: Cut, settings: Sequence[Settings], positions: Span, first: int) -> Job:
+    """The job of as many layers as fit; if not all do, up to the end of a chunk, which then is read once."""
+    ends = set(np.cumsum(cut.chunks[2]).tolist()) if cut.chunks else set()
+    job = whole = _fit(cut, settings[first], positions, first, first + 1)
+    if job is None:
+        raise _too_large(cut, settings[first], first)
+    for last in range(first + 1, len(cut.layers) + 1):
+        whole = job if job.layers[-1][1] in ends else whole
+        if last == len(cut.layers) or not _alike(cut, settings, first, last):
+            return job
+        wider = _fit(cut, settings[first], positions, first, last + 1, whole=True)
+        if wider is None:
+            return whole if whole is not None and whole.layers[-1][1] in ends else job
+        job = wider
+    return job
 
 
 def _alike(cut: Cut, settings: Sequence[Settings], first: int, last: int) -> bool:
@@ -211,8 +220,8 @@ def fits(cut: Cut, settings: Settings, i: int) -> bool:
     return _fit(cut, settings, (0, 1), i, i + 1) is not None
 
 
-def _fit(cut: Cut, settings: Settings, positions: Span, first: int, last: int) -> Job | None:
-    """The job of these positions and layers, if it can be done within the limit."""
+def _fit(cut: Cut, settings: Settings, positions: Span, first: int, last: int, *, whole: bool = False) -> Job | None:
+    """The job of these positions and layers, if it can be done within the limit; ``whole``: without cutting chunks."""
     count, outer = positions[1] - positions[0], _outer(cut, first)
     layers = cut.layers[first:last]
     low, high = layers[0][0], layers[-1][1]
@@ -232,6 +241,8 @@ def _fit(cut: Cut, settings: Settings, positions: Span, first: int, last: int) -
     chunks = None
     if cut.chunks is not None:
         chunks = _within(cut.chunks[2], low, high) if outer else cut.chunks[1]
+    if whole and chunks and max(chunks) > most:
+        return None
     cuts = steps(length, chunks, most, max(1, STRIP // column))
     cuts = tuple((a + low, b + low) for a, b in cuts) if outer else cuts
     longest = max((b - a for a, b in cuts), default=0)
