@@ -309,6 +309,29 @@ def test_dormant__refuses_what_is_not_finite_or_counts_it_as_said():
     assert not dormancy(ds).isel(epoch=1, unit=slice(5, None)).isnull().any()
 
 
+def test_dormant__names_the_classes_without_samples_as_a_cause():
+    ds = statistics(H, classes=[0, 0, 1, 1])
+    ds["class_n"][:, 1], ds["class_abs_sum"][:, 1] = 0, 0
+    assert dormancy(ds, per_class=True).isnull().all("unit").data.tolist() == [[False, True]]
+    with pytest.raises(NonFiniteError, match=r"a class without samples \(leave it out: units.sel"):
+        dormant(ds, per_class=True)
+    assert dormant(ds.isel({"class": [0]}), per_class=True).sizes["class"] == 1
+
+
+def test_dormancy__by_the_median_is_unknown_in_the_layer_of_a_nan():
+    ds = statistics(np.c_[H, np.ones((4, 2))], ["one"] * 5 + ["two"] * 2)
+    ds["abs_sum"][0, 1] = np.nan
+    found = dormancy(ds, normalize="median").isnull()
+    assert found.data.tolist() == [[True] * 5 + [False] * 2]
+
+
+def test_dormancy__takes_any_series():
+    ds, renamed = drawn(), drawn().rename(epoch="time")
+    for reduction in (dormancy, dormant, dormancy_summary):
+        found = reduction(renamed, dim="time")
+        xr.testing.assert_identical(found.rename(time="epoch"), reduction(ds))
+
+
 def test_dormant__does_not_take_the_mates_of_an_infinite_unit_for_silent():
     a = H.copy()
     a[0, 4] = np.inf

@@ -213,6 +213,11 @@ def test_positional_information__matches_the_slow_definition(seed, length):
     assert (found <= math.log(2) + 1e-12).all()
 
 
+def test_positional_information__is_unknown_for_units_without_tokens():
+    ds = positions([[9, 1], [np.nan, np.nan]], [10, 10])
+    assert positional_information(ds).isnull().data.tolist() == [[False, True]]
+
+
 def test_positional_information__leaves_out_positions_that_few_texts_reach():
     ds = positions([[9, 1, 0, 3]], [10, 10, 0, 3])
     expected = positional_information(ds.isel(position=[0, 1]))
@@ -273,6 +278,13 @@ def test_firing_bound__is_that_of_the_binomial(method):
     expected = [binomtest(k, 300, alternative="less").proportion_ci(0.95, scipys).high for k in (0, 7, 300)]
     np.testing.assert_allclose(found[0], expected)
     assert float(found[0, 0]) == pytest.approx(3 / 300, rel=0.15)
+
+
+def test_firing_bound__takes_weights_whose_sums_are_rounded():
+    ds = statistics(np.ones((10, 2)))
+    ds["n_pos"][:] = np.nextafter(10, 11)
+    assert (firing_bound(ds) == 1).all()
+    assert (firing_bound(ds, observations=3) == 1).all()
 
 
 def test_firing_bound__counts_independent_observations_if_told():

@@ -216,7 +216,10 @@ def _mask(
     rule, several = DEFINITIONS[name], isinstance(tau, np.ndarray)
     series = series_of(score, dim)
     labels = xr.DataArray(labels_of(score, series), dims=() if series is None else (series,))
-    where = {"name": name, "layers": layers_of(score), "series": series or "checkpoint"}
+    empty = (
+        ", as in a class without samples (leave it out: units.sel({'class': [...]}))" if "class" in score.dims else ""
+    )
+    where = {"name": name, "layers": layers_of(score), "series": series or "checkpoint", "empty": empty}
     mask: xr.DataArray = xr.apply_ufunc(
         _below,
         score,
@@ -252,7 +255,7 @@ def _below(
     return score < tau if strict else score <= tau
 
 
-def _require_known(score: Any, labels: Any, name: str, layers: Layers, series: str) -> None:
+def _require_known(score: Any, labels: Any, name: str, layers: Layers, series: str, empty: str) -> None:
     lost = np.isnan(score)
     if not lost.any():
         return
@@ -262,7 +265,7 @@ def _require_known(score: Any, labels: Any, name: str, layers: Layers, series: s
     affected = len(np.unique(np.nonzero(lost)[-1]))
     raise NonFiniteError(
         f"{name!r} is NaN at {series} {listed(np.unique(where))}, for {affected} units of {inside}: their "
-        f"statistics are not finite, were not measured there, or nothing was observed; "
+        f"statistics are not finite, were not measured there, or nothing was observed{empty}; "
         f'select others, or pass non_finite="dormant" or non_finite="alive" to say what they count as'
     )
 

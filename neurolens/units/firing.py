@@ -145,7 +145,7 @@ def firing_bound(
     found = measured(units, "n_pos", "n", missing=missing, dim=dim)
     worth = found["n"] if observations is None else xr.full_like(found["n"], observations, dtype=np.float64)
     share = (found["n_pos"] / found["n"]).where(found["n"] > 0, 0.0)
-    fired = found["n_pos"] if observations is None else share * worth
+    fired = np.minimum(share, 1.0) * worth  # texts that count alike have weights, and sums of weights are rounded
     bound: xr.DataArray = xr.apply_ufunc(
         binomial_upper,
         fired,
