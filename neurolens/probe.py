@@ -31,7 +31,7 @@ _RESHAPED = {
     *("mean", "amax", "pad"),
 }
 _SCALED = {"square", "pow", "mul", "multiply", "imul", "rmul", "div", "truediv", "itruediv"}
-_NAMED_SO = re.compile("relu|gelu|silu|swish|mish|[^d]elu|tanh|sigmoid|softplus|activation", re.IGNORECASE)
+_NAMED_SO = re.compile("elu|silu|swish|mish|tanh|sigmoid|softplus|activation", re.IGNORECASE)
 _ATTENDS = re.compile("attention|attn", re.IGNORECASE)
 _FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
 _PROBED = 2

@@ -22,7 +22,11 @@ def test_find_layers__gives_the_17_calls_of_resnet18():
 
 def test_find_layers__counts_the_activations_of_resnet18_at_224():
     layers = find_layers(vision("resnet18"), "auto", torch.randn(1, 3, 224, 224))
-    assert sum(layer.units * layer.shape[0] * layer.shape[1] for layer in layers) == 2_308_096
+    counts = {layer.tap: layer.units * layer.shape[0] * layer.shape[1] for layer in layers}
+    assert sum(counts.values()) == 2_308_096
+    last = {tap.module: count for tap, count in counts.items()}  # what a mapping by module would be left with
+    assert len(last) == 9
+    assert sum(last.values()) == 1_555_456
 
 
 def relus(model, kind):
