@@ -63,7 +63,8 @@ def cache_folder() -> Path:
 
 def is_offline() -> bool:
     """Tell whether the environment forbids the hub, whatever a study allows."""
-    return any(os.environ.get(n, "").upper() in ("1", "TRUE", "YES", "ON") for n in ("HF_HUB_OFFLINE", "HF_OFFLINE"))
+    named = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return named.upper() in ("1", "TRUE", "YES", "ON")
 
 
 def model_folder(source: str, *, revision: str | None = None, download: bool = False) -> Path:
@@ -128,12 +129,27 @@ def fetched(name: str, revision: str | None, files: Sequence[str]) -> Path:
         If the hub has no such name or revision, or cannot be reached.
     """
     hub, errors = (library(m, "a model of the hub") for m in ("huggingface_hub", "huggingface_hub.errors"))
+    wanted = list(files)
     try:
-        with quiet():
-            where = hub.snapshot_download(name, revision=revision, allow_patterns=list(files), cache_dir=cache_folder())
+        with _without_bars():
+            where = hub.snapshot_download(name, revision=revision, allow_patterns=wanted, cache_dir=cache_folder())
     except (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as error:
         raise StudyError(refusal(name, revision, error)) from error
     return Path(where)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep the hub's progress bars off the terminal; other threads may go on meanwhile."""
+    bars = library("huggingface_hub.utils", "a model of the hub")
+    shown = not bars.are_progress_bars_disabled()
+    if shown:
+        bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bars()
 
 
 def refusal(name: str, revision: str | None, error: BaseException) -> str:

@@ -325,6 +325,10 @@ def test_shown__refuses_what_a_network_does_not_read(saved, tmp_path):
         next(shown(images, build(saved("gpt2")), batch_size=2))
     with pytest.raises(DataError, match="holds texts, and the network has no tokenizer"):
         next(shown(texts(), models.build(Model()), batch_size=2))
+    roberta = build(saved("roberta"))  # 512 positions, of which two stand before the first token
+    assert next(shown(texts(["a" * 600], max_length=510), roberta, batch_size=1)).kwargs["input_ids"].shape == (1, 510)
+    with pytest.raises(DataError, match=r"a text of 511 tokens, and the network has 510 positions"):
+        next(shown(texts(["a" * 600], max_length=511), roberta, batch_size=1))
     short = FAMILIES["gpt2"]
     network = transformers.GPT2Model(transformers.GPT2Config(**short.settings, n_positions=8))
     network.save_pretrained(tmp_path)

@@ -89,7 +89,7 @@ def _texts(
         )
     tokens = samples.tokens(tokenizer)
     config = getattr(network.module, "config", None)
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = _positions(network.module)
     longest = max(map(len, tokens), default=0)
     if positions is not None and longest > positions:
         raise DataError(
@@ -111,6 +111,16 @@ def _texts(
             kwargs |= _decoder_input(kwargs, config, tokenizer.pad)
         y = torch.from_numpy(np.ascontiguousarray(samples.labels[chunk])).to(device)
         yield Shown((), kwargs, real, y, chunk)
+
+
+def _positions(module: torch.nn.Module) -> int | None:
+    """Return how many tokens a network has positions for; None where it names no limit."""
+    positions: int | None = getattr(getattr(module, "config", None), "max_position_embeddings", None)
+    if positions is None:
+        return None
+    table = next((m for name, m in module.named_modules() if name.endswith("position_embeddings")), None)
+    before = getattr(table, "padding_idx", None)  # RoBERTa counts positions from behind its padding token
+    return positions if before is None else positions - before - 1
 
 
 def _decoder_input(kwargs: dict[str, Tensor], config: object, pad: int) -> dict[str, Tensor]:
