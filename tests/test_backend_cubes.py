@@ -141,6 +141,32 @@ def test_sel__of_a_layer_works_in_a_tree_and_survives_isel_concat_and_pickling(r
     assert tree["units"].ds.sel(layer="b").sizes["unit"] == 4
 
 
+def test_layer_index__aligns_by_units(run):
+    ds = opened(run[0], "units", chunks={})
+    mean, plain = ds["mean"], ds["mean"].load().drop_indexes("layer")
+    some = mean.where(ds["max"].sel(layer="a") > 50)
+    np.testing.assert_array_equal(some, plain.where(ds["max"].load()[:, 4:].drop_indexes("layer") > 50))
+    assert some.sel(layer="a").sizes["unit"] == 6
+    both = mean.isel(unit=[9, 3, 5]) + mean.sel(layer="a")
+    assert both.unit.values.tolist() == [9, 5]
+    np.testing.assert_array_equal(both, 2 * plain.isel(unit=[9, 5]))
+    assert both.sel(layer="a").sizes["unit"] == 2
+    outer = xr.align(mean.isel(unit=[0, 4]), mean.isel(unit=[4, 5, 6]), join="outer")
+    assert outer[0].layer.values.tolist() == ["b", "a", "a", "a"]
+    assert outer[0].isnull().all("step").values.tolist() == [False, False, True, True]
+    shifted = ds.roll(unit=3, roll_coords=True)
+    xr.testing.assert_equal((shifted["mean"] + mean).sortby("unit").load(), (mean + mean).load())
+
+
+def test_layer_index__equal_names_of_other_units_are_not_equal(run):
+    mean = opened(run[0], "units")["mean"].load()
+    first, second = mean.isel(unit=[0, 1]), mean.isel(unit=[1, 2])
+    assert not first.xindexes["layer"].equals(second.xindexes["layer"])
+    assert (first + second).unit.values.tolist() == [1]
+    joined = xr.concat([first, mean.sel(layer="a")], "unit")
+    assert (joined + mean).unit.values.tolist() == [0, 1, *range(4, 10)]
+
+
 @pytest.mark.parametrize("chunks", [None, {}, "auto"])
 def test_to_zarr__writes_what_was_opened(run, chunks, tmp_path):
     for group in ("units", "activations"):

@@ -135,7 +135,8 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
     kept = {key: value for key, value in coords.items() if key not in dropped}
     # set afterwards: given as coords=, they would become plain Variables
     ds = xr.Dataset(kept | variables, attrs=attrs).set_coords(list(kept))
-    return ds.set_xindex("layer", LayerIndex) if "layer" in kept and "unit" in ds.dims else ds
+    by_layer = "layer" in kept and ds["layer"].dims == ("unit",)
+    return ds.set_xindex("layer", LayerIndex, units=ds.indexes.get("unit")) if by_layer else ds
 
 
 def _variable(
