@@ -1,4 +1,4 @@
-"""All the pictures of one run, drawn and captioned: what ``plot`` saves and the report shows."""
+"""The pictures of training and of samples, drawn and captioned: what ``plot`` saves and the report shows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
 from neurolens import samples
 from neurolens.errors import MissingMeasurementError
@@ -17,6 +16,7 @@ from neurolens.plot.distributions import (
     learning_time_histogram,
 )
 from neurolens.plot.images import gallery, hardest
+from neurolens.plot.picture import Picture
 from neurolens.plot.series import training_curves, trajectories
 from neurolens.plot.style import new_figure, styled
 
@@ -25,17 +25,6 @@ if TYPE_CHECKING:
 
 ImagesById = Callable[[Sequence[str]], Sequence[np.ndarray]]
 GALLERY = 12
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn figure: a name fit for a file, a title, a caption, and a text for those who cannot see it."""
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    figure: Figure
 
 
 @dataclass(frozen=True)
@@ -116,7 +105,7 @@ def pictures(
     given = given or scores(ds)
     flipped = ds.coords["is_mislabelled"].astype(bool) if "is_mislabelled" in ds.coords else None
     with styled():
-        drawn = [] if metrics is None else _training(metrics)
+        drawn = [] if metrics is None else training_pictures(metrics)
         drawn.append(_distributions(given, flipped))
         if given.learning_time is not None:
             drawn.append(_plane(given.csl, given.learning_time))
@@ -128,7 +117,8 @@ def pictures(
     return drawn
 
 
-def _training(metrics: "pd.DataFrame") -> list[Picture]:
+def training_pictures(metrics: "pd.DataFrame") -> list[Picture]:
+    """Draw the curves of a training, from its ``metrics.csv``."""
     filled = {str(column).split("_")[-1] for column in metrics if metrics[column].notna().any()}
     has = [quantity for quantity in ("loss", "acc") if quantity in filled]
     if not has:

@@ -1,6 +1,7 @@
 """How the pictures look: colours that the colour-blind can tell apart (Okabe and Ito), quiet axes, clear labels."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +11,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from neurolens.errors import SchemaError
 
@@ -18,6 +19,8 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION = "#0072B2", "#E69F00", "#009E73", 
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, GREY, PALE = "#24292f", "#6e7781", "#d0d7de"
+UNEVEN = 100
+"""How many times the smallest gap between checkpoints the largest is, from where on their axis is logarithmic."""
 
 STYLE: Any = {  # of matplotlib's settings
     "figure.facecolor": "white",
@@ -118,3 +121,73 @@ def empty(ax: Axes, reason: str) -> Axes:
     ax.set_yticks([])
     ax.grid(False)
     return ax
+
+
+def series_axis(ax: Axes, at: np.ndarray, series: str) -> None:
+    """Label the axis of the series; it is logarithmic, zero included, where gaps between checkpoints differ much."""
+    ax.set_xlabel(series)
+    gaps = np.diff(np.sort(np.asarray(at, np.float64)))
+    if gaps.size and gaps.min() > 0 and gaps.max() >= UNEVEN * gaps.min():
+        ax.set_xscale("symlog", linthresh=max(1.0, gaps.min()))
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _brief(round(value))))
+    if len(at) == 1:
+        ax.set_xticks([float(at[0])])
+
+
+def percent_axis(axis: Axis) -> None:
+    """Label shares as percentages, with as few digits as they need."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+
+
+def evenly_named(ax: Axes, labels: Sequence[Any], *, room: float) -> None:
+    """Name evenly spaced places along x, as many as fit: every one, every second, …, and the last.
+
+    ``room`` is the share of the width of the Axes that labels may take, as its width is before it is drawn.
+    """
+    words = [_brief(label) for label in labels]
+    figure: Any = ax.figure
+    width = room * ax.get_position().width * figure.get_size_inches()[0] * 72
+    fit = max(2, int(width / (6 * max(map(len, words), default=1) + 10)))
+    step = max(1, -(-(len(words) - 1) // (fit - 1)))
+    ticks = list(range(0, len(words), step))
+    if ticks and ticks[-1] != len(words) - 1:
+        if len(words) - 1 - ticks[-1] < 0.7 * step and len(ticks) > 1:
+            ticks.pop()
+        ticks.append(len(words) - 1)
+    ax.set_xticks(ticks, [words[i] for i in ticks])
+
+
+def _brief(label: Any) -> str:
+    """Write thousands with a k, where nothing is lost by it."""
+    whole = isinstance(label, int | np.integer) and label >= 10_000 and label % 1000 == 0
+    return f"{int(label) // 1000}k" if whole else str(label)
+
+
+def short_names(names: Sequence[str], *, longest: int = 30) -> tuple[list[str], str]:
+    """Return names without the parts that all of them begin and end with, and the pattern that stands for all.
+
+    Parts are what dots and colons set apart: of ``layers.0.mlp:input`` and ``layers.1.mlp:input`` these are 0 and 1,
+    and the pattern is ``layers.*.mlp:input``. A name that still is too long loses its middle.
+    """
+    if len(names) < 2:
+        return [_cut(name, longest) for name in names], ""
+    parts = [re.split(r"(?<=[.:])|(?=:)", name) for name in names]
+    least = min(map(len, parts)) - 1
+    same = [len(set(column)) == 1 for column in zip(*(p[:least] for p in parts))]
+    first = same.index(False) if False in same else least
+    least = min(map(len, parts)) - 1 - first
+    ends = [len(set(column)) == 1 for column in zip(*(p[::-1][:least] for p in parts))]
+    last = ends.index(False) if False in ends else least
+    kept = ["".join(p[first : len(p) - last]) for p in parts]
+    if not first and not last:
+        return [_cut(name, longest) for name in names], ""
+    tail = "".join(parts[0][len(parts[0]) - last :])
+    dot = "." if kept[0].endswith(".") and tail else ""
+    return [_cut(name.rstrip("."), longest) for name in kept], "".join(parts[0][:first]) + "*" + dot + tail
+
+
+def _cut(name: str, longest: int) -> str:
+    half = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"

@@ -4,9 +4,10 @@ from typing import Any
 
 import xarray as xr
 
+from neurolens import schema
 from neurolens.errors import SchemaError
 from neurolens.units.dormancy import dormant
-from neurolens.units.inputs import described, require_mask
+from neurolens.units.inputs import described, kept_attrs, require_mask
 from neurolens.units.layers_of import per_layer, sizes_of
 
 
@@ -17,10 +18,12 @@ def dormancy_summary(
 
     Parameters
     ----------
-    data : units (a Dataset), or a bool mask (…, unit) of them with coordinate `layer`
+    data : units (a Dataset), or a bool mask (…, unit) of them with coordinate `layer`; or a dormancy log
+        A log that was adopted, or that `neurolens.units.seed_log.read_log` read, (step, log, layer), holds counts
+        already. A layer that a log does not have is NaN, and left out of its averages.
     definition, tau, options
-        For units: as for `neurolens.dormant`, whose mask is counted; the definition defaults to ``redo``. A mask takes
-        none of them.
+        For units: as for `neurolens.dormant`, whose mask is counted; the definition defaults to ``redo``. A mask and a
+        log take none of them.
 
     Returns
     -------
@@ -32,13 +35,18 @@ def dormancy_summary(
     Raises
     ------
     SchemaError
-        If the mask is not bool, or options come with a mask.
+        If the mask is not bool, or options come with a mask or a log.
     MissingMeasurementError, NonFiniteError
         As for `neurolens.dormant`.
     """
+    given = definition is not None or tau is not None or bool(options)
+    if isinstance(data, xr.Dataset) and "num_dormant" in data:
+        if given:
+            raise SchemaError("a log is counted already; definition, tau and options go with the units Dataset")
+        return _of_log(data)
     if isinstance(data, xr.Dataset):
         data = dormant(data, "redo" if definition is None else definition, tau, **options)
-    elif definition is not None or tau is not None or options:
+    elif given:
         raise SchemaError("a mask is counted as it is; give definition, tau and options with the units Dataset instead")
     require_mask(data)
     n, size = per_layer(data, "total"), sizes_of(data)
@@ -53,3 +61,19 @@ def dormancy_summary(
         "pooled_fraction": n.sum("layer") / data.sizes["unit"],
     }
     return described(found, data)
+
+
+def _of_log(log: xr.Dataset) -> xr.Dataset:
+    n, size = log["num_dormant"], log["num_neurons"]
+    fraction = n / size
+    found = {
+        "n_dormant": n,
+        "n_units": size,
+        "fraction": fraction,
+        "mean_fraction": fraction.mean("layer"),
+        "min_fraction": fraction.min("layer"),
+        "max_fraction": fraction.max("layer"),
+        "pooled_fraction": n.sum("layer", min_count=1) / size.sum("layer", min_count=1),
+    }
+    labelled = {name: schema.label(array, schema.UNIT_RESULTS[name]) for name, array in found.items()}
+    return xr.Dataset(labelled, attrs=kept_attrs(log))

@@ -1,0 +1,124 @@
+"""All the pictures of a run, from whatever cubes its store holds."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+from neurolens.errors import DataError, MissingMeasurementError
+from neurolens.plot.picture import Picture
+from neurolens.plot.pictures import ImagesById, Scores, pictures, scores, training_pictures
+from neurolens.plot.units import counted
+from neurolens.plot.units_pictures import (
+    UnitCounts,
+    drawable_spectra,
+    log_pictures,
+    spectra_pictures,
+    unit_counts,
+    unit_pictures,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class RunPictures:
+    """The pictures of a run, the numbers they were drawn from, and in words what is missing.
+
+    Attributes
+    ----------
+    pictures : list of Picture
+        In order: training, samples, units, activations, adopted logs.
+    scores, counts, log
+        Of samples, of units and of adopted logs (a summary); None where the run does not have them.
+    notes : list of str
+        What is missing.
+    """
+
+    pictures: list[Picture] = field(default_factory=list)
+    scores: Scores | None = None
+    counts: UnitCounts | None = None
+    log: xr.Dataset | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def run_pictures(
+    cubes: Mapping[str, xr.Dataset],
+    *,
+    metrics: "pd.DataFrame | None" = None,
+    images: "ImagesById | None" = None,
+    external: Mapping[str, xr.DataArray] | None = None,
+) -> RunPictures:
+    """Draw every picture that the cubes of a run allow. **Eager**.
+
+    Parameters
+    ----------
+    cubes : Dataset by name
+        `samples`, `units`, `activations` and `dormancy`, or some of them. Those without a row are passed over.
+    metrics : DataFrame, optional
+        The training's ``metrics.csv``.
+    images : function, optional
+        From sample ids to their (H, W, C) images.
+    external : mapping, optional
+        Scores from elsewhere, (sample) each, that the samples' are compared with.
+    """
+    out = RunPictures()
+    draw: dict[str, Callable[[xr.Dataset], None]] = {
+        "samples": lambda cube: _samples(out, cube, metrics, images, external),
+        "units": lambda cube: _units(out, cube),
+        "activations": lambda cube: _activations(out, cube),
+        "dormancy": lambda cube: _log(out, cube),
+    }
+    for name in draw:
+        if name not in cubes or not has_rows(cubes[name]):
+            continue
+        try:
+            draw[name](cubes[name])
+        except MissingMeasurementError as error:
+            out.notes.append(f"There is nothing to draw of {name}: {error}")
+    if metrics is not None and out.scores is None:
+        out.pictures[:0] = training_pictures(metrics)
+    return out
+
+
+def has_rows(cube: xr.Dataset) -> bool:
+    """Tell whether a cube holds a number at all."""
+    return any(variable.size for variable in cube.data_vars.values())
+
+
+def _samples(
+    out: RunPictures,
+    cube: xr.Dataset,
+    metrics: "pd.DataFrame | None",
+    images: "ImagesById | None",
+    external: Mapping[str, xr.DataArray] | None,
+) -> None:
+    given = scores(cube)
+    out.notes += given.notes
+    try:
+        drawn = pictures(cube, given=given, metrics=metrics, images=images, external=external)
+    except DataError as error:
+        out.notes.append(f"There are no images: {error}")
+        drawn = pictures(cube, given=given, metrics=metrics, external=external)
+    out.pictures += drawn
+    out.scores = given
+
+
+def _units(out: RunPictures, cube: xr.Dataset) -> None:
+    given = unit_counts(cube)
+    out.notes += given.notes
+    out.pictures += unit_pictures(cube, given=given)
+    out.counts = given
+
+
+def _activations(out: RunPictures, cube: xr.Dataset) -> None:
+    found, note = drawable_spectra(cube)
+    out.notes += [note] if note else []
+    out.pictures += [] if found is None else spectra_pictures(found)
+
+
+def _log(out: RunPictures, cube: xr.Dataset) -> None:
+    out.log = counted(cube)
+    out.pictures += log_pictures(cube)
