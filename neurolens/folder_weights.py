@@ -22,7 +22,7 @@ _LEGACY = ((re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"), (re.compile(r
 
 # Keys of a configuration that change no number of a forward in eval mode.
 _IDLE = re.compile(
-    r"^_|dropout|_pdrop$|drop_rate|drop_path|initializer|^init_|^(id2label|label2id|problem_type|classifier_.*|"
+    r"^_|dropout|layerdrop|_pdrop$|drop_rate|drop_path|initializer|^init_|^(id2label|label2id|problem_type|classifier_.*|"
     r"bos_token_id|eos_token_id|sep_token_id|gradient_checkpointing|task_specific_params|output_.*|return_dict|"
     r"tokenizer_class|chunk_size_feed_forward|max_length|summary_.*|num_labels|finetuning_task)$"
 )

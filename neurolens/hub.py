@@ -67,15 +67,15 @@ def is_offline() -> bool:
     return named.upper() in ("1", "TRUE", "YES", "ON")
 
 
-def model_folder(source: str, *, revision: str | None = None, download: bool = False) -> Path:
-    """Return the folder that holds a model's configuration and tokenizer.
+def model_folder(source: str, *, needs: Sequence[str] = (CONFIG,), download: bool = False) -> Path:
+    """Return the folder that holds a model's configuration, its tokenizer or both.
 
     Parameters
     ----------
     source
         A folder, or a name on the hub.
-    revision
-        Branch, tag or commit of a name on the hub; absent: main.
+    needs
+        Names of files, one of which must be there for the hub not to be asked where that is allowed.
     download
         Allow what is not on this machine to be fetched. The environment's HF_HUB_OFFLINE forbids it all the same.
 
@@ -88,15 +88,16 @@ def model_folder(source: str, *, revision: str | None = None, download: bool = F
         return Path(source)
     if os.path.isabs(source) or source.startswith((".", "~")) or source.count("/") > 1:
         raise StudyError(f"there is no folder '{source}'; {_neighbours(Path(source))}; correct model.transformers")
-    found = cached(source, revision)
-    if found is not None and ((found / CONFIG).is_file() or any((found / n).is_file() for n in TOKENIZER_FILES)):
+    found = cached(source)
+    if found is not None and any(next(found.glob(name), None) for name in needs):
         return found
-    at = f"{source} at revision {revision!r}" if revision else source
-    if not download or is_offline():
+    if download and not is_offline():
+        return fetched(source, None, SMALL_FILES)
+    if found is None:
         raise StudyError(
-            f"'{at}' is neither a folder nor in the hub's cache on this machine; {allow_fetching(download)}"
+            f"'{source}' is neither a folder nor in the hub's cache on this machine; {allow_fetching(download)}"
         )
-    return fetched(source, revision, SMALL_FILES)
+    return found
 
 
 def allow_fetching(download: bool) -> str:

@@ -74,7 +74,7 @@ def tokenizer_of(table: Transformers) -> Tokenizer | None:
         If the named one is not there or cannot be opened.
     """
     name = table.tokenizer or table.source
-    folder = hub.model_folder(name, download=table.download)
+    folder = hub.model_folder(name, needs=hub.TOKENIZER_FILES, download=table.download)
     found = tokenizer_in(folder, os.path.basename(name) if os.path.isdir(name) else name)
     if found is None and table.tokenizer is not None:
         raise StudyError(

@@ -88,7 +88,10 @@ def configuration(folder: Path) -> Any:
     """
     transformers = hub.library("transformers", "model.name = 'transformers'")
     if not (folder / hub.CONFIG).is_file():
-        raise StudyError(f"'{folder}' has no {hub.CONFIG}; name a folder that save_pretrained wrote, or a hub name")
+        raise StudyError(
+            f"'{folder}' has no {hub.CONFIG}; name a folder that save_pretrained wrote, or a name on the hub with "
+            "model.transformers.download = true"
+        )
     try:
         with hub.quiet():
             return transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

@@ -209,6 +209,7 @@ def _of_arrow(table: Data, rows: Any, classes: Sequence[str] | None = None) -> F
             f"column {_columns(table)[0]!r} of {_place(table)} holds {column.type}, and texts were needed; "
             f"set data.text.column to one of {', '.join(map(repr, rows.column_names))}"
         )
+    column = column.cast(arrow.large_string())  # the offsets of a string column end at 2 GiB
     lengths = compute.utf8_length(compute.utf8_trim_whitespace(column))
     kept = np.flatnonzero(np.asarray(compute.fill_null(lengths, 0)))
     labels = rows.column(table.text.label).take(kept).to_pylist() if table.text.label else None

@@ -16,6 +16,8 @@ from neurolens.fingerprints import sample_fingerprint
 if TYPE_CHECKING:
     from neurolens.tokens import Ids, Tokenizer
 
+_CHUNK = 65_536  # texts hashed at once: bounds the memory of a column that is read where it lies
+
 
 class Texts:
     """Texts by position, in the place that images have in a SampleSet; a network that wants images is refused them.
@@ -59,7 +61,11 @@ class Texts:
 
     def digests(self) -> list[str]:
         """Return the content digest of every text: 16 hex digits of the hash of its UTF-8 bytes."""
-        return [blake2b(t.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() for t in self.strings()]
+        found = []
+        for start in range(0, len(self), _CHUNK):
+            texts = self.strings(np.arange(start, min(start + _CHUNK, len(self))))
+            found += [blake2b(t.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() for t in texts]
+        return found
 
     def take(self, indices: npt.ArrayLike) -> "Texts":
         """Return the texts at these positions, in this order; tokens that are known are known there too."""

@@ -85,7 +85,8 @@ class Checkpoints(Table):
     folder: Path = Field(Path("checkpoints"), description="Folder that holds them.")
     pattern: str = Field(
         "epoch_{epoch}.pt",
-        description="File name with fields: {epoch} and/or {step} are integers, any other {field} is matched as text.",
+        description="Name of files, or of folders that save_pretrained wrote, with fields: {epoch} and/or {step} are "
+        "integers, any other {field} is matched as text.",
     )
     fields: dict[str, str | int | float] = Field({}, description="Required values of the pattern's other fields.")
     files: tuple["CheckpointFile", ...] = Field((), description="Explicit list; used instead of folder and pattern.")
