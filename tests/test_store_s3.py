@@ -6,8 +6,11 @@ import sys
 import time
 import uuid
 
+import numpy as np
 import pytest
 import store_cases
+import xarray as xr
+from cube_cases import activations, prepare_activations, write_activations
 from store_cases import EPOCHS, array, key, prepare, values, write
 
 from neurolens.errors import MissingExtraError, StoreError
@@ -52,6 +55,22 @@ def test_open_store__on_s3_writes_and_reads(url):
     assert again.ledger("samples").is_done(3, 0, "forward", key(3, "forward", 1))
     assert (array(again, "loss")[0] == values(3)["loss"]).all()
     assert prepare(again).change == ""
+
+
+def test_write_row__of_blocks_by_two_writers_on_s3_keeps_both(url):
+    """Both blocks of a row share a slot, its ledger and, once grown, a chunk: the second writer writes anew."""
+    first = open_store(url, create=True)
+    prepare_activations(first, 30)
+    prepare_activations(first, 50)
+    second = open_store(url)
+    layout = prepare_activations(second, 50)
+    assert [len(ids) for ids in layout.blocks] == [20, 10, 20]
+    for block, ids in enumerate(layout.blocks):
+        write_activations((first, second)[block % 2], 4, block, len(ids))
+    ds = xr.open_dataset(url, group="activations", engine="neurolens")
+    wanted = np.concatenate([activations(4, block, len(ids)) for block, ids in enumerate(layout.blocks)])
+    np.testing.assert_array_equal(ds.activation[0], wanted.astype("float16"))
+    np.testing.assert_array_equal(ds.sel(layer="a").activation[0, ::7], wanted[::7, 4:].astype("float16"))
 
 
 def test_open_store__on_s3_names_what_is_wrong(url):
