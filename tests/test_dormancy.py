@@ -144,6 +144,15 @@ def test_dormant__has_the_default_thresholds_of_the_sources():
             assert alone.attrs["dormancy_tau"] == tau
 
 
+def test_dormancy__documents_every_definition_as_it_is():
+    rows = [line.strip("| ").split(" | ") for line in dormancy.__doc__.splitlines() if line.strip().startswith("| `")]
+    assert [row[0].strip("`") for row in rows] == ALL
+    for (_, _, compared, tau, reads), rule in zip(rows, DEFINITIONS.values()):
+        assert compared.split()[1] == ("<" if rule.strict else "≤")
+        assert tau == ("–" if rule.fixed else str(rule.tau))
+        assert set(reads.replace("`", "").split(", ")) == set(rule.reads)
+
+
 @pytest.mark.parametrize("definition", ALL)
 @given(seed=st.integers(0, 999), tau=st.sampled_from([0.0, 0.01, 0.03, 0.1, 0.5, 1.0, 2.0]))
 @settings(max_examples=15, deadline=None)

@@ -30,18 +30,16 @@ def dormancy(
 ) -> xr.DataArray:
     """Score each unit by what a definition of dormancy holds against its threshold.
 
-    ================ ================================= =========== ========= ==========
-    definition       score                             dormant     tau       reads
-    ================ ================================= =========== ========= ==========
-    ``redo``         mean absolute activation over     score ≤ tau 0.025     n, abs_sum
-                     that of the layer
-    ``absolute``     mean absolute activation          score < tau 0.1       n, abs_sum
-    ``dead``         largest activation                score ≤ 0   –         max
-    ``lop``          share of activations ≠ 0          score < tau 0.01      n, n_nonzero
-    ``lop_rl``       share of activations > 0          score ≤ tau 0.01      n, n_pos
-    ``redo_centred`` mean absolute deviation over      score ≤ tau 0.025     abs_dev
-                     that of the layer: 0 is constant
-    ================ ================================= =========== ========= ==========
+    | definition | score | dormant | tau | reads |
+    |---|---|---|---|---|
+    | `redo` | mean absolute activation over that of the layer | score ≤ tau | 0.025 | `n`, `abs_sum` |
+    | `absolute` | mean absolute activation | score < tau | 0.1 | `n`, `abs_sum` |
+    | `dead` | largest activation | score ≤ 0 | – | `max` |
+    | `lop` | share of activations other than 0 | score < tau | 0.01 | `n`, `n_nonzero` |
+    | `lop_rl` | share of activations above 0 | score ≤ tau | 0.01 | `n`, `n_pos` |
+    | `redo_centred` | mean absolute deviation over that of the layer: 0 is constant | score ≤ tau | 0.025 | `abs_dev` |
+
+    Where there is `abs_sum`, it is read by all of them: it alone tells that an activation was not finite.
 
     All six mean what they were made for after a ReLU; after GELU or SiLU hardly an activation is exactly 0, and ``lop``
     finds nothing. ``absolute`` does not compare across layers.
