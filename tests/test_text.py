@@ -309,6 +309,13 @@ def test_study_samples__tokenises_with_the_tokenizer_of_the_studys_network(langu
         study_samples(load_study(tmp_path / "study.toml"))
 
 
+def test_study_samples__refuses_texts_where_images_are_to_be_measured(language_run):
+    path = language_run.folder / "samples.toml"
+    path.write_text(language_run.study("[samples]\n"))
+    with pytest.raises(DataError, match=r"\[samples\] measures what a network makes of images, and text:tides\.txt"):
+        study_samples(load_study(path))
+
+
 def test_batches__refuse_texts(tmp_path):
     samples = open_samples(Data(**write_text(tmp_path)))
     with pytest.raises(DataError, match=r"samples are texts, and images were needed; measure texts with \[units\]"):

@@ -82,12 +82,17 @@ def study_samples(study: Study) -> SampleSet:
     ------
     DataError
         As `open_samples`; or if a label numbers folders, and there are not as many as the network has classes; or if
-        texts have no tokenizer, or one of them no token.
+        texts have no tokenizer, one of them no token, or [samples] is to measure them.
     """
     samples, classes = open_samples(study.data), study.model.classes
     if isinstance(samples, TextSet):
         from neurolens.tokens import tokenizer_of
 
+        if study.samples is not None:
+            raise DataError(
+                f"[samples] measures what a network makes of images, and {samples.name} holds texts; remove that table, "
+                "and measure texts with [units] or [activations]"
+            )
         tokenizer = None if study.model.transformers is None else tokenizer_of(study.model.transformers)
         if tokenizer is None:
             raise DataError(
