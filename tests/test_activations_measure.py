@@ -76,7 +76,7 @@ def test_measure__full_maps_keep_every_element(dtype: Any) -> None:
         where = tuple(int(unit.coords[name][place]) for name in ("index", "y", "x"))
         wanted = [float(m[layer][where]) for m in maps]
         np.testing.assert_allclose(found[:, place], wanted, rtol=1e-5 if dtype == "float32" else 1e-3, atol=1e-6)
-    assert "position" not in unit.coords
+    assert "token" not in unit.coords
 
 
 @pytest.mark.parametrize("pool", ["mean", "max"])
@@ -102,7 +102,7 @@ def test_measure__full_texts_end_in_nan() -> None:
     found = all_of(net, samples, table, batch_size=3)
     unit = axes(net, samples, table)["unit"]  # type: ignore[arg-type]
     assert found.shape == (5, 5 * 8 + 2)
-    assert unit.coords["position"].tolist() == [*range(8)] * 5 + [-1, -1]
+    assert unit.coords["token"].tolist() == [*range(8)] * 5 + [-1, -1]
     assert unit.coords["index"].tolist() == [i for i in range(5) for _ in range(8)] + [0, 1]
     for row, (tokens, _) in enumerate(one_by_one(net, samples, ["hidden.0", "head"])):
         wanted = np.full((8, 5), np.nan)

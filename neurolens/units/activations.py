@@ -74,7 +74,7 @@ def axes(
     """Return the axis of the units, with coordinates layer, index, layer_index, module and call.
 
     With ``pool = "full"`` it has an entry per element, in order of layer, index and place, with the further coordinates
-    ``y`` and ``x`` (of maps) or ``position`` (of tokens, up to the longest text); -1 in layers without them.
+    ``y`` and ``x`` (of maps) or ``token`` (its position, up to the longest text); -1 in layers without them.
 
     Raises
     ------
@@ -278,7 +278,7 @@ def _element_axis(layers: Sequence[Layer], shapes: Sequence[tuple[int, ...]]) ->
     sizes = [int(np.prod(shape)) for shape in shapes]
     repeats = np.repeat(sizes, [layer.units for layer in layers])
     coords = {name: np.repeat(values, repeats) for name, values in units.coords.items()}
-    places = {"y": (2, 0), "x": (2, 1), "position": (1, 0)}
+    places = {"y": (2, 0), "x": (2, 1), "token": (1, 0)}
     for name, (dims, axis) in places.items():
         if any(len(shape) == dims for shape in shapes):
             coords[name] = np.concatenate(
