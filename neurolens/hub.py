@@ -129,14 +129,31 @@ def fetched(name: str, revision: str | None, files: Sequence[str]) -> Path:
     StudyError
         If the hub has no such name or revision, or cannot be reached.
     """
-    hub, errors = (library(m, "a model of the hub") for m in ("huggingface_hub", "huggingface_hub.errors"))
+    hub = library("huggingface_hub", "a model of the hub")
     wanted = list(files)
     try:
         with _without_bars():
             where = hub.snapshot_download(name, revision=revision, allow_patterns=wanted, cache_dir=cache_folder())
-    except (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise StudyError(refusal(name, revision, error)) from error
+    except failures() as error:
+        raise StudyError(refusal(name, revision, error)) from transient(error)
     return Path(where)
+
+
+def failures() -> tuple[type[BaseException], ...]:
+    """Return what the hub's library raises where the hub refuses, or cannot be reached."""
+    errors = library("huggingface_hub.errors", "a model of the hub")
+    known = (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError)
+    try:
+        return (*known, importlib.import_module("httpx").HTTPError)
+    except ImportError:  # older releases speak through requests, whose errors are of input and output
+        return known
+
+
+def transient(error: BaseException) -> BaseException:
+    """Return a failure to reach the hub as an error of input and output, which a row is tried again after."""
+    if isinstance(error, OSError) or not type(error).__module__.startswith("httpx"):
+        return error
+    return ConnectionError(str(error))
 
 
 @contextlib.contextmanager

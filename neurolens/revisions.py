@@ -100,7 +100,7 @@ def here(path: Path) -> Path:
         try:
             return hub.fetched(remote.name, remote.revision, (*remote.files, *hub.SMALL_FILES))
         except StudyError as error:
-            raise MissingCheckpointError(str(error)) from error
+            raise MissingCheckpointError(str(error)) from error.__cause__
     if path in _refused:
         raise MissingCheckpointError(_refused[path])
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
@@ -145,11 +145,11 @@ def _absent(name: str, revision: str, download: bool) -> str:
 
 def _ask(name: str, revision: str) -> Remote:
     """Ask the hub which files a revision has, and their fingerprints; nothing is fetched."""
-    api, errors = (hub.library(m, "a model of the hub") for m in ("huggingface_hub", "huggingface_hub.errors"))
+    api = hub.library("huggingface_hub", "a model of the hub")
     try:
         info = api.HfApi().model_info(name, revision=revision, files_metadata=True)
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        raise StudyError(hub.refusal(name, revision, error)) from error
+    except hub.failures() as error:
+        raise StudyError(hub.refusal(name, revision, error)) from hub.transient(error)
     hashes = {s.rfilename: s.lfs.sha256 for s in info.siblings if s.lfs is not None}
     there = [s.rfilename for s in info.siblings]
     files = preferred(there)

@@ -168,6 +168,30 @@ def test_load__fetches_a_revision_where_the_study_allows_it(cache, language_run,
     assert fetched.count("model.safetensors") == 1
 
 
+def test_load__tries_again_what_could_not_be_reached(cache, language_run, monkeypatch):
+    import httpx
+    import huggingface_hub
+
+    from neurolens.rows import may_pass
+
+    fake_hub(cache, monkeypatch)
+    allowed = HUB.model_copy(update={"download": True})
+    (found,) = checkpoints.discover(of_revisions((4,)), source=allowed).checkpoints
+
+    def unreachable(*args: Any, **settings: Any) -> None:
+        raise httpx.ConnectError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(MissingCheckpointError, match=r"could not be fetched .*no route.*; try again") as refused:
+        checkpoints.load(build(language_run).module, found.path, TABLE)
+    assert may_pass(refused.value)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    (again,) = checkpoints.discover(of_revisions((8,)), source=allowed).checkpoints
+    assert again.digest == ""
+    with pytest.raises(MissingCheckpointError, match="no route"):
+        checkpoints.load(build(language_run).module, again.path, TABLE)
+
+
 def test_load__notices_that_what_was_fetched_is_not_what_the_hub_promised(cache, language_run, monkeypatch):
     fake_hub(cache, monkeypatch, wrong="0" * 64)
     (promised,) = checkpoints.discover(of_revisions((4,)), source=HUB.model_copy(update={"download": True})).checkpoints

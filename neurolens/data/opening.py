@@ -90,8 +90,8 @@ def study_samples(study: Study) -> SampleSet:
 
         if study.samples is not None:
             raise DataError(
-                f"[samples] measures what a network makes of images, and {samples.name} holds texts; remove that table, "
-                "and measure texts with [units] or [activations]"
+                f"[samples] measures what a network makes of images, and {samples.name} holds texts; remove that "
+                "table, and measure texts with [units] or [activations]"
             )
         tokenizer = None if study.model.transformers is None else tokenizer_of(study.model.transformers)
         if tokenizer is None:

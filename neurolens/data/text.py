@@ -140,9 +140,10 @@ def datasets(table: Data) -> Found:
 def _by_name(library: Any, table: Data) -> Any:
     name, config = table.text.dataset, table.text.config
     if table.download and not hub.is_offline():
+        failures: tuple[type[BaseException], ...] = (ValueError, KeyError, RuntimeError, *hub.failures())
         try:
             return library.load_dataset(name, config, split=table.split)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except failures as error:
             first = str(error).strip().partition("\n")[0]
             raise DataError(
                 f"data set {name!r} could not be opened ({type(error).__name__}: {first}); correct data.text.dataset, "
