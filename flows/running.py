@@ -28,6 +28,7 @@ from prefect.tasks import exponential_backoff
 
 from neurolens import rows
 from neurolens.errors import DataError, MissingExtraError, StudyError
+from neurolens.flows.figures import key_figures
 from neurolens.study import Study
 
 MAX_TASKS = 45  # with 100 task runs in a flow run, Prefect on SQLite answers 503; with 50 it does not
@@ -291,7 +292,7 @@ def _conclude(study: Study, plan: rows.Plan, tally: _Tally) -> State[Any]:
     if table:
         create_table_artifact(table, key=artifact_key(study, plan.cube, "rows"), description=summary)
     create_markdown_artifact(
-        _figures(study, plan, summary), key=artifact_key(study, plan.cube, "figures"), description=summary
+        key_figures(study, plan, summary), key=artifact_key(study, plan.cube, "figures"), description=summary
     )
     failed = [result for result in results if result.outcome == "failed"]
     if failed:
@@ -299,25 +300,6 @@ def _conclude(study: Study, plan: rows.Plan, tally: _Tally) -> State[Any]:
         return Failed(message=f"{summary}: {listed}")
     name = "Completed" if count["computed"] else "Cached"
     return Completed(name=name, message=summary, data=study.store.url)
-
-
-def _figures(study: Study, plan: rows.Plan, summary: str) -> str:
-    """Return the key figures as markdown: loss and accuracy over the last checkpoints."""
-    import xarray as xr
-
-    lines = [f"# {study.name}: {plan.cube}", "", summary, "", f"store: `{study.store.url}`"]
-    lines += [f"- {note}" for note in plan.notes]
-    options = {"endpoint": study.store.endpoint, "region": study.store.region}
-    ds = xr.open_dataset(study.store.url, group=plan.cube, engine="neurolens", chunks={}, backend_kwargs=options)
-    measured: list[bool] = (ds["loss_count"].sum("class") > 0).values.tolist() if "loss_count" in ds.coords else []
-    if any(measured):
-        last = ds.isel({plan.series: measured}).isel({plan.series: slice(-5, None)})
-        loss = last["loss_sum"].sum("class") / last["loss_count"].sum("class")
-        accuracy = last["correct"].mean("sample")
-        lines += ["", f"| {plan.series} | mean loss | accuracy |", "|---|---|---|"]
-        at = zip(last[plan.series].values, loss.values, accuracy.values)
-        lines += [f"| {position} | {x:.4f} | {right:.2%} |" for position, x, right in at]
-    return "\n".join(lines)
 
 
 def link_report(study: Study) -> None:

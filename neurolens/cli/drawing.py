@@ -24,7 +24,10 @@ def plot(
     external: External = None,
     profile: Profile = None,
 ) -> None:
-    """Save every picture that a run allows. A study file as RUN adds training curves and images."""
+    """Save every picture that a run allows, of whatever its store holds.
+
+    A study file as RUN adds training curves and images.
+    """
     study, place = study_of(run, profile)
     folder = out or Path("plots" if study is None else Path(run).parent / "plots")
     for path in save_pictures(place, folder, study, external):
@@ -51,28 +54,42 @@ def study_of(run: str, profile: str | None) -> "tuple[Study | None, Any]":
     return study, study.store
 
 
-def cube_of(place: Any) -> "xr.Dataset":
-    """Open the samples cube of a store.
+def cubes_of(place: Any) -> "dict[str, xr.Dataset]":
+    """Open the cubes of a store that hold rows, by name.
 
     Raises
     ------
     MissingMeasurementError
         If no row was measured yet.
     """
-    import xarray as xr
+    from neurolens.backend import open_run
+    from neurolens.plot.run_pictures import has_rows
 
-    options = {"endpoint": place.endpoint, "region": place.region}
-    ds = xr.open_dataset(place.url, group="samples", engine="neurolens", chunks={}, backend_kwargs=options)
-    if not ds.sizes.get("sample") or "loss" not in ds or not ds["loss"].size:
+    run = open_run(place.url, endpoint=place.endpoint, region=place.region)
+    cubes = {name: cube for name in run.children if has_rows(cube := run[name].to_dataset())}
+    if not cubes:
         raise MissingMeasurementError(f"{place.url}: no row has been measured yet; `neurolens run STUDY` measures them")
-    return ds
+    return cubes
 
 
-def externals(ds: "xr.Dataset", files: list[Path] | None) -> "dict[str, xr.DataArray]":
-    """Read scores from elsewhere, in the order of the cube's samples."""
+def externals(cubes: "dict[str, xr.Dataset]", files: list[Path] | None) -> "dict[str, xr.DataArray]":
+    """Read scores from elsewhere, in the order of the cube's samples.
+
+    Raises
+    ------
+    MissingMeasurementError
+        If there are such scores, and no samples cube to set them against.
+    """
+    if not files:
+        return {}
+    if "samples" not in cubes:
+        raise MissingMeasurementError(
+            f"the run holds {', '.join(cubes)}, and --external is set against scores of samples; leave it out, or "
+            "measure them: `neurolens run STUDY --only samples`, with a [samples] table in the study"
+        )
     from neurolens.samples.external import align, load_scores
 
-    return {path.stem: align(load_scores(path), ds) for path in files or ()}
+    return {path.stem: align(load_scores(path), cubes["samples"]) for path in files}
 
 
 def save_pictures(place: Any, folder: Path, study: "Study | None", files: list[Path] | None = None) -> list[Path]:
@@ -80,22 +97,24 @@ def save_pictures(place: Any, folder: Path, study: "Study | None", files: list[P
     import matplotlib as mpl
 
     mpl.use("agg")
-    from neurolens.plot import pictures, scores
+    from neurolens.plot import run_pictures
     from neurolens.report import images_of, metrics_of
 
-    ds = cube_of(place)
+    cubes = cubes_of(place)
+    scores = externals(cubes, files)
     images = metrics = None
     if study is not None:
         try:
-            images, metrics = images_of(study), metrics_of(study)
+            metrics = metrics_of(study)
+            images = images_of(study) if "samples" in cubes else None
         except DataError as error:
             say(f"without images and training curves: {error}")
+    drawn = run_pictures(cubes, metrics=metrics, images=images, external=scores)
+    for note in drawn.notes:
+        say(note)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    given = scores(ds)
-    for note in given.notes:
-        say(note)
-    for picture in pictures(ds, given=given, metrics=metrics, images=images, external=externals(ds, files)):
+    for picture in drawn.pictures:
         path = folder / f"{picture.name}.png"
         picture.figure.savefig(path, dpi=150)
         written.append(path)
@@ -114,7 +133,7 @@ def save_report(place: Any, page: Path, study: "Study | None", run: str, files: 
         page,
         study=study,
         study_file=run if study is not None else "study.toml",
-        external=externals(cube_of(place), files) if files else None,
+        external=externals(cubes_of(place), files) if files else None,
         endpoint=place.endpoint,
         region=place.region,
     )

@@ -1,6 +1,6 @@
 """The key figures of a run: few numbers, each with what it means."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,19 +8,46 @@ import xarray as xr
 
 from neurolens import samples, schema
 from neurolens.errors import MissingMeasurementError
-from neurolens.plot import Scores
+from neurolens.plot import RunPictures, Scores
+from neurolens.report.records import KeyFigure
+from neurolens.report.unit_figures import log_figures, unit_figures
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class KeyFigure:
-    """One number, as it is shown, and what it is."""
+def all_figures(
+    cubes: Mapping[str, xr.Dataset], drawn: RunPictures, metrics: "pd.DataFrame | None" = None
+) -> list[KeyFigure]:
+    """Gather the key figures of every cube that was drawn. **Eager**.
 
-    value: str
-    name: str
-    meaning: str
+    Parameters
+    ----------
+    cubes : Dataset by name
+        The cubes that the store holds.
+    drawn : RunPictures
+        What `neurolens.plot.run_pictures` returned for them.
+    metrics : DataFrame, optional
+        The training's ``metrics.csv``.
+    """
+    found = []
+    if drawn.scores is not None:
+        found += key_figures(cubes["samples"], drawn.scores, metrics)
+    elif drawn.counts is not None or drawn.log is not None:
+        counted = drawn.log if drawn.counts is None else drawn.counts.by_tau
+        assert counted is not None
+        found += [_checkpoints(counted)]
+    if drawn.counts is not None:
+        found += unit_figures(drawn.counts)
+    if drawn.log is not None:
+        found += log_figures(drawn.log)
+    return found
+
+
+def _checkpoints(cube: xr.Dataset) -> KeyFigure:
+    series = schema.series_dim(cube)
+    at = cube[series].values
+    return KeyFigure(f"{cube.sizes[series]:,}", "checkpoints", f"{series} {at[0]} to {at[-1]}")
 
 
 def key_figures(cube: xr.Dataset, given: Scores, metrics: "pd.DataFrame | None" = None) -> list[KeyFigure]:
@@ -38,7 +65,7 @@ def key_figures(cube: xr.Dataset, given: Scores, metrics: "pd.DataFrame | None" 
     series = schema.series_dim(cube)
     at = cube[series].values
     found = [
-        KeyFigure(f"{cube.sizes[series]:,}", "checkpoints", f"{series} {at[0]} to {at[-1]}"),
+        _checkpoints(cube),
         KeyFigure(f"{cube.sizes['sample']:,}", "samples", f"in {cube.sizes.get('class', 0)} classes"),
     ]
     if metrics is not None and "val_acc" in metrics and np.isfinite(metrics["val_acc"].iloc[-1]):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from neurolens import schema
 from neurolens.store import Ledger, LedgerRow
 
 CELLS = 400
@@ -53,6 +54,7 @@ class LedgerTable:
     first: int
     last: int
     blocks: int
+    by_sample: bool
     generation: int
     strips: tuple[PartStrip, ...]
     failed: tuple[Failure, ...]
@@ -83,6 +85,7 @@ def ledger_table(ledger: Ledger) -> LedgerTable:
         first=positions[0] if positions else 0,
         last=positions[-1] if positions else 0,
         blocks=blocks,
+        by_sample="sample" in schema.CUBES[ledger.cube].dims,
         generation=ledger.generation,
         strips=strips,
         failed=_failures(rows),

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,12 @@ import xarray as xr
 
 from neurolens import __version__, schema
 from neurolens.backend import open_run
-from neurolens.errors import DataError, MissingMeasurementError, StoreError
-from neurolens.plot import Picture, pictures, scores
-from neurolens.report.figures import KeyFigure, key_figures
-from neurolens.report.ledger import LedgerTable, ledger_table
+from neurolens.errors import DataError, StoreError
+from neurolens.plot import Picture, run_pictures
+from neurolens.plot.run_pictures import has_rows
+from neurolens.report.figures import all_figures
+from neurolens.report.ledger import ledger_table
+from neurolens.report.next_steps import next_steps
 from neurolens.report.sources import images_of, metrics_of
 from neurolens.store import open_store
 from neurolens.study import Study
@@ -29,14 +30,6 @@ if TYPE_CHECKING:
 
 DPI = 170
 TEMPLATE = "report.html.j2"
-
-
-@dataclass(frozen=True)
-class Step:
-    """Something to try next: what for, and the command or code."""
-
-    purpose: str
-    code: str
 
 
 def write_report(
@@ -82,11 +75,11 @@ def write_report(
         endpoint, region = endpoint or study.store.endpoint, region or study.store.region
     store = open_store(str(url), endpoint=endpoint, region=region, readonly=True)
     notes: list[str] = []
-    if study is not None:
-        metrics, images = _found(study, metrics, images, notes)
     ledgers = [ledger_table(store.ledger(name)) for name in schema.CUBES if store.ledger(name).exists]
     tree = open_run(str(url), endpoint=endpoint, region=region)
-    cube = tree["samples"].to_dataset() if "samples" in tree.children else None
+    cubes = {name: tree[name].to_dataset() for name in tree.children}
+    if study is not None:
+        metrics, images = _found(study, metrics, images, notes, shown="samples" in cubes)
     for table in ledgers:
         if any("stale" in strip.counts for strip in table.strips):
             notes.append(
@@ -98,7 +91,10 @@ def write_report(
             notes.append(
                 f"Rows of the {table.cube} cube failed at {table.series} {lost}: every number here leaves them out."
             )
-    drawn, figures = _science(cube, metrics, images, external, notes)
+    drawn = run_pictures(cubes, metrics=metrics, images=images, external=external)
+    notes += drawn.notes
+    if not any(map(has_rows, cubes.values())):
+        notes.append("No checkpoint has been measured yet.")
     text = (
         _environment()
         .get_template(TEMPLATE)
@@ -109,80 +105,30 @@ def write_report(
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             snapshot=store.snapshot_id,
             tags=store.tags(),
-            figures=figures,
-            pictures=[{"picture": picture, "source": _data_uri(picture)} for picture in drawn],
+            figures=all_figures(cubes, drawn, metrics),
+            pictures=[{"picture": picture, "source": _data_uri(picture)} for picture in drawn.pictures],
             ledgers=ledgers,
             notes=notes,
             study=None if study is None else study.model_dump_json(indent=2, exclude_none=True),
-            steps=_steps(study, str(url), str(study_file), ledgers, cube),
+            steps=next_steps(study, str(url), str(study_file), ledgers, cubes),
         )
     )
     return _write(path, text)
 
 
 def _found(
-    study: Study, metrics: "pd.DataFrame | None", images: "ImagesById | None", notes: list[str]
+    study: Study, metrics: "pd.DataFrame | None", images: "ImagesById | None", notes: list[str], *, shown: bool
 ) -> "tuple[pd.DataFrame | None, ImagesById | None]":
-    """Look for what was not given, and note what cannot be had."""
+    """Look for what was not given, and note what cannot be had; for images only if they are ``shown``."""
     try:
         metrics = metrics_of(study) if metrics is None else metrics
     except DataError as error:
         notes.append(f"There are no training curves: {error}")
     try:
-        images = images_of(study) if images is None else images
+        images = images_of(study) if images is None and shown else images
     except DataError as error:
         notes.append(f"There are no images: {error}")
     return metrics, images
-
-
-def _science(
-    cube: xr.Dataset | None,
-    metrics: "pd.DataFrame | None",
-    images: "ImagesById | None",
-    external: Mapping[str, xr.DataArray] | None,
-    notes: list[str],
-) -> tuple[list[Picture], list[KeyFigure]]:
-    if cube is None or "loss" not in cube or not cube["loss"].size:
-        notes.append("No checkpoint has been measured yet.")
-        return [], []
-    try:
-        given = scores(cube)
-    except MissingMeasurementError as error:
-        notes.append(f"There is nothing to draw: {error}")
-        return [], []
-    notes += given.notes
-    try:
-        drawn = pictures(cube, given=given, metrics=metrics, images=images, external=external)
-    except DataError as error:
-        notes.append(f"There are no images: {error}")
-        drawn = pictures(cube, given=given, metrics=metrics, external=external)
-    return drawn, key_figures(cube, given, metrics)
-
-
-def _steps(
-    study: Study | None, url: str, study_file: str, ledgers: list[LedgerTable], cube: xr.Dataset | None
-) -> list[Step]:
-    """Say what would tell more, most urgent first."""
-    steps = []
-    if any(table.failed for table in ledgers):
-        steps.append(Step("After mending what failed, compute only that:", f"neurolens run {study_file}"))
-    if cube is not None and "loss" in cube:
-        opened = f'import neurolens\nds = neurolens.open_run({url!r})["samples"].ds'
-        code = f'{opened}\nneurolens.csl(ds)["csl"].to_series().nlargest(20)'
-        steps.append(Step("Open the run in a notebook:", code))
-    table = None if study is None else study.samples
-    if table is not None and not table.grand:
-        steps.append(Step("Add parameter-gradient norms:", f"neurolens run {study_file} --set samples.grand=true"))
-    if table is not None and not table.curvature:
-        steps.append(Step("Add input-loss curvature:", f"neurolens run {study_file} --set samples.curvature=true"))
-    if study is not None and study.train is not None and study.data.label_noise is None:
-        code = (
-            f"neurolens run {study_file} --set data.label_noise.fraction=0.05 "
-            "--set checkpoints.folder=checkpoints-noisy --set store.url=store-noisy.icechunk"
-        )
-        steps.append(Step("Flip 5 % of the labels, and see whether cumulative loss finds them:", code))
-    steps.append(Step("Keep this state of the store for good:", f"neurolens tag {study_file} thesis-v1"))
-    return steps
 
 
 def _data_uri(picture: Picture) -> str:

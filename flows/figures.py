@@ -1,0 +1,52 @@
+"""The key figures of a cube, as markdown for the UI."""
+
+from collections.abc import Callable, Iterable
+
+import xarray as xr
+
+from neurolens import dormancy_summary, rows
+from neurolens.study import Study
+
+LAST = 5
+"""Of how many checkpoints, the last ones, figures are shown."""
+
+
+def key_figures(study: Study, plan: rows.Plan, summary: str) -> str:
+    """Return the key figures of a cube that was brought up to date: what it says of the last checkpoints."""
+    lines = [f"# {study.name}: {plan.cube}", "", summary, "", f"store: `{study.store.url}`"]
+    lines += [f"- {note}" for note in plan.notes]
+    tables: dict[str, Callable[[xr.Dataset, str], list[str]]] = {"samples": _of_samples, "units": _of_units}
+    if plan.cube not in tables:
+        return "\n".join(lines)
+    options = {"endpoint": study.store.endpoint, "region": study.store.region}
+    ds = xr.open_dataset(study.store.url, group=plan.cube, engine="neurolens", chunks={}, backend_kwargs=options)
+    return "\n".join([*lines, *tables[plan.cube](ds, plan.series)])
+
+
+def _of_samples(ds: xr.Dataset, series: str) -> list[str]:
+    measured: list[bool] = (ds["loss_count"].sum("class") > 0).values.tolist() if "loss_count" in ds.coords else []
+    if not any(measured):
+        return []
+    last = ds.isel({series: measured}).isel({series: slice(-LAST, None)})
+    loss = last["loss_sum"].sum("class") / last["loss_count"].sum("class")
+    accuracy = last["correct"].mean("sample")
+    at = zip(last[series].values, loss.values, accuracy.values)
+    return _table((series, "mean loss", "accuracy"), ((p, f"{x:.4f}", f"{right:.2%}") for p, x, right in at))
+
+
+def _of_units(ds: xr.Dataset, series: str) -> list[str]:
+    if not ds["measured"].any():
+        return []
+    last = ds.isel({series: ds["measured"].values}).isel({series: slice(-LAST, None)})
+    names = ("redo", "dead", "lop")
+    found = dormancy_summary(last, list(names), non_finite="alive")
+    shares = found["pooled_fraction"].transpose(series, "definition").values
+    words = ["redo ≤ 0.025", "dead", "lop < 0.01"]
+    lines = ((p, *(f"{share:.2%}" for share in row)) for p, row in zip(last[series].values, shares))
+    units, layers = last.sizes["unit"], found.sizes["layer"]
+    return ["", f"share of {units} units in {layers} layers that are dormant", *_table((series, *words), lines)]
+
+
+def _table(header: tuple[str, ...], lines: Iterable[tuple[object, ...]]) -> list[str]:
+    cells = [header, ("---",) * len(header), *lines]
+    return ["", *("| " + " | ".join(map(str, line)) + " |" for line in cells)]
