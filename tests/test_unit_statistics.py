@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from neurolens.units import accelerated, histogram, observing, per_sample
+from neurolens.units import accelerated, histogram, observing
 from neurolens.units.kernels import merge_groups
 from neurolens.units.observing import Groups, Kept, kept_tokens
 from neurolens.units.statistics import FIELDS, UnitStatistics, empty_table
@@ -354,26 +354,24 @@ def test_bin_edges__hold_what_is_counted_in_them() -> None:
     assert np.isnan(low[125:128]).all()
 
 
-def test_keep_top__prefers_the_earlier_sample_in_any_order() -> None:
-    maxima = np.array([[1, 5], [3, 5], [3, -1], [2, 7], [np.nan, 9]], dtype=np.float32)
-    for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
-        values, samples = np.full((2, 3), np.nan, np.float32), np.full((2, 3), -1, np.int32)
-        at, counts = np.array(order), np.array([1, 1, 1, 1, 0])[order]
-        per_sample.keep_top(maxima[order][:2], counts[:2], at[:2], values, samples)
-        per_sample.keep_top(maxima[order][2:], counts[2:], at[2:], values, samples)
-        assert samples.tolist() == [[1, 2, 3], [3, 0, 1]]
-        assert values.tolist() == [[3, 3, 2], [7, 5, 5]]
+H = [[0, 2, 0, 0.05, 8], [0, 0, 0, 0.05, 4], [0, 2, -0.4, 0.05, 0], [0, 0, 0.4, 0.05, 4]]
 
 
-def test_keep_top__fewer_samples_than_ranks() -> None:
-    values, samples = np.full((1, 4), np.nan, np.float32), np.full((1, 4), -1, np.int32)
-    per_sample.keep_top(np.float32([[-2.0], [np.nan], [-1.0]]), np.ones(3, int), np.arange(3), values, samples)
-    assert samples.tolist() == [[2, 0, -1, -1]]
-    assert values[0, :2].tolist() == [-1, -2]
-    assert np.isnan(values[0, 2:]).all()
+def test_groups__of_the_golden_table() -> None:
+    h = torch.tensor(H)
+    found = merged(observing.groups(h, 1))
+    np.testing.assert_allclose(found.abs_sum / found.n, [0, 1, 0.2, 0.05, 4], rtol=1e-7)
+    np.testing.assert_allclose(found.m2 / found.n, [0, 1, 0.08, 0, 8], rtol=1e-7)
+    assert found.m2[3] == 0  # exactly: the unit is constant
+    assert (found.n_pos / found.n).tolist() == [0, 0.5, 0.25, 1, 0.75]
+    assert (found.n_nonzero / found.n).tolist() == [0, 0.5, 0.5, 1, 0.75]
+    assert found.max.tolist() == h.amax(dim=0).tolist()
+    abs_dev = observing.deviations(h, 1, found.mean).sum(axis=0) / found.n
+    np.testing.assert_allclose(abs_dev / abs_dev.mean(), [0, 1.5625, 0.3125, 0, 3.125], rtol=1e-6)
 
 
-def test_fired__counts_by_rank_of_the_token() -> None:
-    x = torch.tensor([[[1.0], [0], [2], [5]], [[1], [-1], [3], [4]]])
-    mask = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1]], dtype=torch.bool)
-    assert observing.fired(x, kept_tokens(mask, tokens="token")).tolist() == [[1], [1], [1]]
+def test_groups__a_silent_layer_is_all_zeros() -> None:
+    found = merged(observing.groups(torch.zeros(3, 2, 2, 2), 1))
+    for name in FIELDS[1:]:
+        assert getattr(found, name).tolist() == [0, 0]
+    assert found.n.tolist() == [12, 12]

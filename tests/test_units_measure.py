@@ -348,3 +348,32 @@ def test_kept_tokens__of_one_batch_are_made_once(monkeypatch: pytest.MonkeyPatch
     net, samples = reading(SENTENCES)
     all_of(net, samples, Units(layers=("hidden.0", "hidden.1")), batch_size=5)
     assert len(calls) == 2  # those that count, and those there are
+
+
+def test_measure__a_bin_that_overflows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from neurolens.units import histogram
+
+    monkeypatch.setattr(histogram, "LIMIT", 50)
+    with pytest.raises(DataError, match=r"layer 'relu' has \d+ observations in one bin .* set histogram = false"):
+        all_of(digits(), images(5), Units(histogram=True))
+
+
+def test_prepared__runs_in_the_dtype_that_weights_are_held_in() -> None:
+    net, samples = reading(SENTENCES)
+    wanted = all_of(net, samples, Units())
+    halved, doubled = (
+        Net(copy.deepcopy(net.module).to(d), tokenizer=net.tokenizer) for d in (torch.bfloat16, torch.double)
+    )
+    require_equal(all_of(doubled, samples, Units()), wanted)
+    assert 0 < np.abs(all_of(halved, samples, Units())["mean"] - wanted["mean"]).max() < 0.01
+    assert (halved.module.embed.weight.dtype, doubled.module.embed.weight.dtype) == (torch.bfloat16, torch.double)
+
+
+def test_prepared__copies_only_what_has_to_be_turned() -> None:
+    net, _ = reading(SENTENCES)
+    with running.prepared(net, device="cpu", bf16=False) as module:  # type: ignore[arg-type]
+        assert module is net.module
+        assert not module.training
+    for other, bf16 in ((net, True), (digits(), False)):
+        with running.prepared(other, device="cpu", bf16=bf16) as module:  # type: ignore[arg-type]
+            assert module is not other.module
