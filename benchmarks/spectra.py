@@ -196,7 +196,7 @@ def main(quick: bool) -> None:
         return
     gram(50_000, 512, 5)
     sketches(20_000, 1000, TOP)
-    memory(600_000_000, 2, 480, 24)
+    memory(600_000_000, 2, 240, 24)
 
 
 if __name__ == "__main__":
