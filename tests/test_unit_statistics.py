@@ -235,6 +235,12 @@ def test_kept_tokens__three_ways_to_count_padding() -> None:
         assert found.mean[0] == pytest.approx(mean_abs)
 
 
+def test_kept_tokens__a_text_is_one_observation_exactly() -> None:
+    mask = torch.ones(7, 49, dtype=torch.bool)
+    assert 49 * (1 / 49) < 1
+    assert merged(observing.groups(torch.rand(7, 49, 2), 2, kept_tokens(mask, tokens="sample"))).n.tolist() == [7, 7]
+
+
 def test_kept_tokens__skip_first_leaves_out_real_tokens() -> None:
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
     found = kept_tokens(mask, tokens="token", skip_first=1)
@@ -337,7 +343,7 @@ def test_bins__round_as_float16_does(numbers: list[float]) -> None:
     assert found.sum() == len(x)
 
 
-def test_float16__rounds_as_the_specification_says() -> None:
+def test_float16__rounds_to_the_nearest() -> None:
     x = torch.tensor([6e-8, 2e-8, 65520, 65519]).half().double()
     assert x.tolist() == [2**-24, 0.0, np.inf, 65504.0]
 

@@ -257,6 +257,12 @@ def row_groups(
 
 
 @compiled
+def observations(count: Any, scale: float) -> float:
+    """Return what a group counts for: n · (1 / n) is 1, which it need not be in floats."""
+    return np.float64(count) if scale == 1.0 else 1.0
+
+
+@compiled
 def merge_groups(
     table: Any,
     counts: Any,
@@ -271,15 +277,15 @@ def merge_groups(
 ) -> None:
     """Merge groups (sample, unit) into the statistics (8, unit), in order of the samples (Chan et al. 1979).
 
-    A group counts as ``counts[b] * scales[b]`` observations; what its units have summed is multiplied by ``scales[b]``.
-    All units have as many observations.
+    A group has ``counts[b]`` observations, or is one where they are weighted alike by ``scales[b]`` = 1 / counts[b];
+    what its units have summed is multiplied by that. All units have as many observations.
     """
     units = table.shape[1]
     n_, a_, mean_, m2_ = table[0], table[1], table[2], table[3]
     low_, high_, positive_, nonzero_ = table[4], table[5], table[6], table[7]
     for b in range(len(counts)):
         scale = scales[b]
-        before, n = n_[0], counts[b] * scale
+        before, n = n_[0], observations(counts[b], scale)
         if n == 0.0:
             continue
         total = before + n

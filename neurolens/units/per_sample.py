@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from neurolens.units.kernels import compiled
+from neurolens.units.kernels import compiled, observations
 
 
 @compiled
@@ -24,7 +24,7 @@ def add_classes(
 ) -> None:
     """Add groups (sample, unit) to the sums of their samples' classes, (class, unit); ``class_n`` is (class,)."""
     for b in range(len(labels)):
-        c, n, scale = labels[b], counts[b] * scales[b], scales[b]
+        c, n, scale = labels[b], observations(counts[b], scales[b]), scales[b]
         if n == 0.0:
             continue
         class_n[c] += n
