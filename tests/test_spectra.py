@@ -414,6 +414,12 @@ def test_spectra__take_bare_arrays_and_single_checkpoints():
     close(spectra(ds.transpose("unit", "epoch", "sample")), spectra(ds))
 
 
+def test_spectra__are_a_method_of_the_cube():
+    import neurolens.accessor  # noqa: F401
+
+    close(cube().lens.spectra(rank=3), spectra(cube(), rank=3))
+
+
 def test_spectra__keep_coordinates_and_provenance():
     ds = cube().assign_attrs(run="r18", snapshot="ABC", other=1).assign_coords(step=("epoch", [0, 50, 100]))
     ds["activation"].attrs["units"] = "volt"

@@ -71,7 +71,7 @@ def spectra(
         Give singular vectors: over the units, over the samples (A v / s, lazily), or both.
     method : {"auto", "gram", "qr", "randomised"}
         ``gram`` loses singular values below `floor`, about 6e-8 of the largest; ``qr`` keeps those down to rounding, at
-        some five times the cost; ``randomised`` gives the leading ``rank``. ``auto`` takes ``gram`` where the shorter
+        some four times the work; ``randomised`` gives the leading ``rank``. ``auto`` takes ``gram`` where the shorter
         side is at most 4096 and its Gram matrix fits into ``memory_mib``, else ``randomised``.
     precision : {"float64", "mixed"}
         ``mixed`` multiplies in float32 and sums up blocks in float64: twice as fast, the leading values to about 1e-7,
