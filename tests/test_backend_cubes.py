@@ -1,6 +1,5 @@
 """Cubes that are not (series, sample), opened: lazily, in order, NaN where not measured, by layer."""
 
-import math
 import pickle
 import re
 import subprocess
@@ -32,9 +31,7 @@ import neurolens
 from neurolens import schema
 from neurolens.backend import cubes
 from neurolens.store import Axis, doctor, open_store
-from neurolens.store.chunks import as_columns
 from neurolens.store.export import export_zarr
-from neurolens.store.grids import compact, read_grid
 from neurolens.store.maintain import maintain
 from neurolens.store.tiles import build_tiles
 
@@ -336,51 +333,6 @@ def test_isel__pointwise_equals_numpy(run, data):
     row, sample, unit = (xr.DataArray(i, dims="point") for i in index)
     ds = opened(url, chunks=data.draw(st.sampled_from([None, {}])))
     close(ds.activation.isel(step=row, sample=sample, unit=unit).values, truth[tuple(index)])
-
-
-_counts = (6, 7, 5)
-
-
-@given(
-    slots=st.lists(st.integers(0, 3), max_size=5).map(lambda x: np.asarray(x, int)),
-    keys=st.tuples(*(_key(n) for n in _counts)),
-    chunks=st.sampled_from([(1, 6, 7, 5), (1, 4, 3, 2), (1, 2, 8, 5)]),
-    inline=st.booleans(),
-)
-@settings(max_examples=60, deadline=None)
-def test_read_grid__equals_numpy_with_and_without_files(grids, slots, keys, chunks, inline):
-    values, arrays, files = grids
-    columns = [compact(as_columns(k, n)) for k, n in zip(keys, _counts)]
-    wanted = values[slots]
-    for axis, column in enumerate(columns, 1):
-        wanted = wanted[(slice(None),) * axis + (column,)]
-    out = np.zeros((len(slots) + 1, *wanted.shape[1:]), values.dtype)
-    read_grid(arrays[chunks], slots, columns, out, np.arange(len(slots)), None if inline else files)
-    np.testing.assert_array_equal(out[:-1], wanted)
-    assert (out[-1] == 0).all()
-
-
-@pytest.fixture(scope="module")
-def grids(tmp_path_factory):
-    """A (slot, 6, 7, 5) array in several chunkings, some chunks of which are absent or kept in the manifest."""
-    from neurolens.store.chunk_files import chunk_files
-
-    store = open_store(tmp_path_factory.mktemp("grids") / "s", create=True)
-    values = np.random.default_rng(0).random((4, *_counts))
-    values[1, 4:] = np.nan
-    shapes = [(1, 6, 7, 5), (1, 4, 3, 2), (1, 2, 8, 5)]
-
-    def write(root, tip):
-        for i, shape in enumerate(shapes):
-            options = {"shape": values.shape, "chunks": shape, "dtype": "f8", "fill_value": np.nan}
-            root.create_array(f"a{i}", compressors=None, **options)[:] = values
-
-    store.transact("arrays", write)
-    root, snapshot = store.root()
-    files = chunk_files(store.url, snapshot)
-    assert files.read_into("a0", (0, 0, 0, 0), 0, np.empty(math.prod(_counts)))
-    assert not files.read_into("a1", (0, 0, 0, 0), 0, np.empty(1)), "small chunks are in the manifest"
-    return values, {shape: root[f"a{i}"] for i, shape in enumerate(shapes)}, files
 
 
 def test_opening__units_imports_neither_torch_nor_prefect(run):
