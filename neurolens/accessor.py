@@ -70,10 +70,6 @@ class Lens:
         """Input-loss curvature: `neurolens.curvature`."""
         return neurolens.curvature(self._data, **options)
 
-    def spectra(self, **options: Any) -> xr.Dataset:
-        """Singular values and ranks of each layer's activations: `neurolens.spectra`."""
-        return neurolens.spectra(self._data, **options)
-
     def dormancy(self, definition: "str | Sequence[str]" = "redo", **options: Any) -> xr.DataArray:
         """How dormant each unit is: `neurolens.dormancy`."""
         return neurolens.dormancy(self._data, definition, **options)
