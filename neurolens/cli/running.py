@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from neurolens.study import Study
 
 
+ASK = (
+    "n.csl(r['samples'].to_dataset()).compute()",
+    "n.dormancy_summary(r['units'].to_dataset(), 'redo', tau=[0.025, 0.1]).pooled_fraction.compute()",
+    "n.spectra(r['activations'].to_dataset()).effective_rank.compute()",
+)
+"""What the demo says can be asked of it: of samples, of units and of activations."""
+
+
 def run(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file.")],
     only: Annotated[
@@ -146,7 +154,9 @@ def demo(
         f"neurolens show {path}",
         f"neurolens run {path}                     # again: computes nothing",
         f"neurolens run {path} --set samples.curvature=true   # computes that part only",
-        f"python -c \"import neurolens as n; print(n.csl(n.open_run('{study.store.url}')['samples'].ds).compute())\"",
+        f"neurolens layers {path}                  # where units are; layers in [units] chooses",
+        f"neurolens export dormancy {path} {folder / 'dormancy.csv'}   # a log of dormant units",
+        *(f"python -c \"import neurolens as n; r = n.open_run('{study.store.url}'); print({code})\"" for code in ASK),
     ):
         say(f"  {line}")
     if outcome.failed:

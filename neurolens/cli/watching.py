@@ -77,12 +77,15 @@ class Watch:
         self.console = live_console()
         self.progress = Progress(*columns(self.console.width), console=self.console)
         self._bar: TaskID | None = None
+        self._said: set[str] = set()
         self._lock = threading.Lock()
 
     def planned(self, plan: "Plan") -> None:
         """Start a bar for the rows of a cube."""
         for note in plan.notes:
-            self.console.print(f"[dim]{escape(note)}[/]")
+            if note not in self._said:  # of the same checkpoints, cube after cube
+                self._said.add(note)
+                self.console.print(f"[dim]{escape(note)}[/]")
         self.outcome.reused += plan.count("done")
         self._start(plan.cube, len(plan.todo))
 

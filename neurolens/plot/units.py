@@ -148,11 +148,10 @@ def dormancy_heatmap(data: xr.Dataset, *, dim: str | None = None, ax: Axes | Non
         evenly_named(ax, at.tolist(), room=0.8)
         ax.set_xlabel(series)
         if cells.shape[1] <= CELLS[0] and cells.shape[0] <= CELLS[1]:
-            for (row, column), value in np.ndenumerate(cells):
-                if not np.ma.is_masked(value):
-                    colour = "white" if value > 0.55 * top else INK
-                    text = f"{100 * value:.1f}".removesuffix(".0")
-                    ax.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+            for (row, column), value in np.ma.ndenumerate(cells):
+                colour = "white" if value > 0.55 * top else INK
+                text = f"{100 * value:.1f}".removesuffix(".0")
+                ax.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
         bar = ax.figure.colorbar(shown, ax=ax, label="share of the layer's units", pad=0.02)
         percent_axis(bar.ax.yaxis)
         bar.outline.set_visible(False)

@@ -22,6 +22,8 @@ TAUS = 0.025, 0.1
 SWEEP = np.geomspace(1e-3, 1, 60)
 PANELS = 4
 """Of how many layers singular values are drawn."""
+SIDE = (6.4, 3.6)
+"""Width and height of a picture that has its legend at the side, in inches."""
 WORK = 1e12
 """Multiplications up to which spectra are computed for a picture: about a minute."""
 READ = 4e9
@@ -126,16 +128,16 @@ def log_pictures(log: xr.Dataset) -> list[Picture]:
         dormancy_curves(summary, ax=figure.add_subplot())
         caption = f"Share of dormant units as logged: {_listed(labels)}. Nothing is averaged over logs."
         drawn = [Picture("log_dormancy", "Dormant units, adopted logs", caption, caption, figure)]
-        for label in labels:
-            one = summary.isel(log=labels.index(label))
+        for i, (label, slug) in enumerate(zip(labels, _slugs(labels))):
+            one = summary.isel(log=i)
             one = one.isel({series: np.flatnonzero(one["fraction"].notnull().any("layer").values)})
-            drawn += _of_layers(one, f"log_{_slug(label)}_", None, label)
+            drawn += _of_layers(one, f"log_{slug}_", None, label)
         return drawn
 
 
 def _overview(given: UnitCounts) -> Picture:
     figure = new_figure((10.6, 3.6))
-    dormancy_curves(given.by_tau, ax=figure.add_subplot(1, 2, 1)).set_title("Dormant units by redo")
+    dormancy_curves(given.by_tau.isel(tau=-1), ax=figure.add_subplot(1, 2, 1))
     ax = dormancy_curves(given.by_definition, ax=figure.add_subplot(1, 2, 2))
     ax.set_title("By every definition")
     last = {
@@ -143,20 +145,21 @@ def _overview(given: UnitCounts) -> Picture:
         for name in given.by_definition["definition"].values.tolist()
     }
     caption = "Of all units at the last checkpoint: " + ", ".join(f"{v:.1%} by {name}" for name, v in last.items())
-    alt = f"Share of dormant units over the checkpoints, by two thresholds of redo, and by every definition. {caption}."
+    alt = f"Share of dormant units by redo, with its range over layers, and by every definition. {caption}."
     return Picture("dormancy", "Dormant units", f"{caption}.", alt, figure)
 
 
 def _of_layers(summary: xr.Dataset, prefix: str, tau: float | None, label: str = "") -> list[Picture]:
     """Draw heatmap and evolution of one definition, threshold and log."""
     layers = int(summary["fraction"].notnull().any(schema.series_dim(summary["fraction"])).sum())
-    figure = new_figure((7.4, float(np.clip(1.7 + 0.17 * layers, 2.6, 10))))
+    figure = new_figure((SIDE[0], float(np.clip(1.7 + 0.17 * layers, 2.6, 10))))
     dormancy_heatmap(summary, ax=figure.add_subplot())
     of = f"by redo at {tau:g}" if tau is not None else f"as logged: {label}"
     worst, share = most_dormant(summary)
-    caption = f"Share of each layer's units that are dormant {of}; most at the last checkpoint: {worst}, {share:.1%}."
+    most = f"most at the last checkpoint: {worst}, {share:.1%}" if share > 0 else "none at the last checkpoint"
+    caption = f"Share of each layer's units that are dormant {of}; {most}."
     drawn = [Picture(f"{prefix}dormancy_heatmap", "Dormant units by layer", caption, f"Heatmap. {caption}", figure)]
-    figure = new_figure((7.4, 3.6))
+    figure = new_figure(SIDE)
     dormancy_evolution(summary, ax=figure.add_subplot())
     caption = f"Share of dormant units {of}, in the layers where it varies most over the checkpoints."
     title = "Layers that change most"
@@ -164,7 +167,7 @@ def _of_layers(summary: xr.Dataset, prefix: str, tau: float | None, label: str =
 
 
 def _changes(given: UnitCounts) -> Picture:
-    figure = new_figure((7.4, 3.6))
+    figure = new_figure(SIDE)
     transition_ribbons(given.changes, ax=figure.add_subplot())
     changes = given.changes
     caption = (
@@ -176,7 +179,7 @@ def _changes(given: UnitCounts) -> Picture:
 
 
 def _thresholds(given: UnitCounts) -> Picture:
-    figure = new_figure((7.4, 3.6))
+    figure = new_figure(SIDE)
     threshold_curves(given.sweep, ax=figure.add_subplot())
     at = [float(given.by_tau["pooled_fraction"].sel(tau=tau)[-1]) for tau in TAUS]
     caption = f"Share of units at or below a threshold of redo. Last checkpoint: {at[0]:.1%} at {TAUS[0]:g}, "
@@ -207,7 +210,7 @@ def _spectra(found: xr.Dataset) -> list[Picture]:
         singular_values(found, layer=name, ax=figure.add_subplot(rows, columns, i + 1))
     caption = f"Singular values of the activations (sample × unit) at every checkpoint, of {_listed(chosen)}."
     drawn = [Picture("spectra", "Singular values over training", caption, caption, figure)]
-    figure = new_figure((7.4, 3.6))
+    figure = new_figure(SIDE)
     rank_curves(found, ax=figure.add_subplot())
     caption = "How many directions each layer's activations use: the exponential of the entropy of their spectrum."
     return [*drawn, Picture("effective_rank", "Effective rank", caption, caption, figure)]
@@ -261,5 +264,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _slug(label: str) -> str:
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in label)
+def _slugs(labels: list[str]) -> list[str]:
+    """Return names fit for files, each once."""
+    plain = ["".join(c if c.isalnum() or c in "-." else "_" for c in label) for label in labels]
+    return [name if plain.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(plain)]

@@ -10,8 +10,8 @@ from neurolens.report.records import KeyFigure
 LOGS = 4
 """Up to how many adopted logs have a figure each."""
 MEANINGS = {
-    "dead": "never above 0",
-    "lop": "other than 0 in less than 1 % of all observations",
+    "dead": ("dead", "never above 0"),
+    "lop": ("dormant by lop", "other than 0 in less than 1 % of all observations"),
 }
 
 
@@ -39,10 +39,10 @@ def unit_figures(given: UnitCounts) -> list[KeyFigure]:
             f"at {series} {position}, tau = {tau:g}; {further}",
         ),
     ]
-    for name, meaning in MEANINGS.items():
+    for name, (called, meaning) in MEANINGS.items():
         if name in by_definition["definition"].values.tolist():
             share = f"{float(last.sel(definition=name)):.1%}"
-            found.append(KeyFigure(share, f"dormant by {name}", f"at {series} {position}: {meaning}"))
+            found.append(KeyFigure(share, called, f"at {series} {position}: {meaning}"))
     detail = given.by_tau.isel(tau=-1)
     layer, share_of_layer = most_dormant(detail)
     if layers > 1 and share_of_layer > 0:
