@@ -2,20 +2,17 @@
 
 import os
 import re
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 from PIL import Image, UnidentifiedImageError
 
 from neurolens.data.arrays import Found
-from neurolens.data.samples import Pixels, digest, in_threads
+from neurolens.data.digests import remembered_digests
+from neurolens.data.samples import Pixels, digest
 from neurolens.errors import DataError, nearest
 from neurolens.study import Data
 
@@ -51,23 +48,7 @@ class FileImages:
 
     def digests(self) -> list[str]:
         """Return the content digest of every image; remembered by path, size, times and inode."""
-        with _memory() as memory:
-            known: dict[str, str] = {}
-            stamps = [_stamp(self.root / name) for name in self._names]
-            for chunk in _chunks(stamps, 500):
-                marks = ",".join("?" * len(chunk))
-                known |= dict(memory.execute(f"SELECT stamp, digest FROM content WHERE stamp IN ({marks})", chunk))
-            missing = [i for i, stamp in enumerate(stamps) if stamp not in known]
-            for chunk in _chunks(missing, 2048):
-                digests = in_threads(self._digest, chunk, threads=os.cpu_count() or 1)
-                fresh = {stamps[i]: value for i, value in zip(chunk, digests)}
-                known |= fresh
-                memory.executemany("INSERT OR REPLACE INTO content VALUES (?, ?)", fresh.items())
-                memory.commit()
-        return [known[stamp] for stamp in stamps]
-
-    def _digest(self, index: int) -> str:
-        return digest(decode(self.root / self._names[index]))
+        return remembered_digests([self.root / name for name in self._names], _content)
 
     def take(self, indices: npt.ArrayLike) -> "FileImages":
         """Return the source restricted to these positions, in this order."""
@@ -83,6 +64,10 @@ def decode(path: Path) -> Pixels:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} cannot be decoded ({error}); repair or remove the file") from None
     return pixels[..., None] if grey else pixels
+
+
+def _content(path: Path) -> str:
+    return digest(decode(path))
 
 
 def natural(text: str) -> tuple[tuple[int, str], ...]:
@@ -185,33 +170,3 @@ def _lines(path: Path) -> Iterator[tuple[str, int]]:
         if not name or not label.isdigit():
             raise DataError(f"{path}, line {number}: {line!r} is not '<name> <label>'")
         yield name, int(label)
-
-
-def _stamp(path: Path) -> str:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        raise DataError(f"{path} is listed and not there; unpack the images again") from None
-    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
-
-
-def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
-        yield chunk
-
-
-@contextmanager
-def _memory() -> Iterator[sqlite3.Connection]:
-    """Open the user's cache of content digests; one in memory where the home cannot be written."""
-    home = platformdirs.user_cache_path("neurolens", appauthor=False)
-    create = "CREATE TABLE IF NOT EXISTS content (stamp TEXT PRIMARY KEY, digest TEXT) WITHOUT ROWID"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(home / "content.sqlite", timeout=60)
-        connection.execute(create)
-    except (OSError, sqlite3.Error):
-        connection = sqlite3.connect(":memory:")
-        connection.execute(create)
-    with closing(connection):
-        yield connection
