@@ -9,6 +9,8 @@ import typer
 from neurolens.cli.console import BAD_INPUT, Overrides, Profile, Run, console, say, store_of, study_in
 from neurolens.errors import StudyError, nearest
 
+TEMPLATES = sorted(path.stem for path in (Path(__file__).parents[1] / "templates").glob("*.toml"))
+
 exports = typer.Typer(no_args_is_help=True, help="Write a run's numbers for other programs.")
 imports = typer.Typer(no_args_is_help=True, help="Adopt numbers that other programs wrote.")
 
@@ -17,9 +19,7 @@ def init(
     path: Annotated[Path, typer.Argument(help="The study file to write.")] = Path("study.toml"),
     template: Annotated[
         str,
-        typer.Option(
-            "--template", "-t", help="digits, cifar10, cifar100, cifar100_incremental, places365 or imagenet_folder."
-        ),
+        typer.Option("--template", "-t", help=f"One of {', '.join(TEMPLATES)}."),
     ] = "digits",
 ) -> None:
     """Write a commented study file to start from."""

@@ -148,7 +148,7 @@ def dormancy_heatmap(data: xr.Dataset, *, dim: str | None = None, ax: Axes | Non
         evenly_named(ax, at.tolist(), room=0.8)
         ax.set_xlabel(series)
         if cells.shape[1] <= CELLS[0] and cells.shape[0] <= CELLS[1]:
-            for (row, column), value in np.ma.ndenumerate(cells):
+            for (row, column), value in np.ma.ndenumerate(cells):  # type: ignore[no-untyped-call]
                 colour = "white" if value > 0.55 * top else INK
                 text = f"{100 * value:.1f}".removesuffix(".0")
                 ax.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
