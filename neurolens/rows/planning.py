@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from neurolens import schema
+from neurolens.errors import StudyError
 from neurolens.rows.materials import MEASURES, Materials
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
     ------
     StoreError
         If the store cannot be read.
+    StudyError
+        If blocks of the store take more memory than the study allows now.
     """
     parts = materials.parts
     proposed = propose(materials, store)
@@ -119,7 +122,9 @@ def propose(materials: Materials, store: "Store | None") -> "Layout":
     """Return the layout of the cube's group that preparing would leave, in this store or in a new one."""
     wanted = wanted_group(materials)
     if store is not None:
-        return store.propose(**wanted)
+        proposed = store.propose(**wanted)
+        _check_blocks(materials, proposed)
+        return proposed
     import zarr
     from zarr.storage import MemoryStore
 
@@ -127,6 +132,18 @@ def propose(materials: Materials, store: "Store | None") -> "Layout":
 
     optional = {"exposure": None, "variables": None}
     return layout.propose(zarr.create_group(MemoryStore()), layout.wanted(**{**optional, **wanted}))
+
+
+def _check_blocks(materials: Materials, layout: "Layout") -> None:
+    """Refuse blocks, stored when more memory was allowed, that no longer fit."""
+    largest = max((len(ids) for ids in layout.blocks), default=0)
+    if materials.block_samples is not None and largest > materials.block_samples:
+        cube, allowed = materials.cube, materials.table.memory_mib
+        raise StudyError(
+            f"the store keeps {cube} in blocks of up to {largest} samples, and {cube}.memory_mib = {allowed} has room "
+            f"for {materials.block_samples}; set it to {-(-allowed * largest // materials.block_samples)}, or use "
+            "another store"
+        )
 
 
 def wanted_group(materials: Materials) -> dict[str, Any]:
