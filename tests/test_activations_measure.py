@@ -119,11 +119,14 @@ def test_measure__does_not_depend_on_batch_size(pool: Any) -> None:
             np.testing.assert_allclose(all_of(net, samples, table, batch_size=size), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_measure__a_block_is_that_of_all_samples() -> None:
-    net, samples = digits(), images()
-    table = Activations(dtype="float32")
+@pytest.mark.parametrize("pool", ["mean", "full"])
+@pytest.mark.parametrize("make", [lambda: (digits(), images()), lambda: reading(SENTENCES)], ids=["images", "texts"])
+def test_measure__a_block_is_that_of_all_samples(make: Any, pool: Any) -> None:
+    """Whatever its longest text: a block has a place for every token of the longest text of all."""
+    net, samples = make()
+    table, each = Activations(dtype="float32", pool=pool), range(len(samples))
     wanted = all_of(net, samples, table)
-    found = [all_of(net, samples.subset(range(a, b)), table) for a, b in ((0, 4), (4, 8), (8, 11))]
+    found = [all_of(net, samples.subset(each[a : a + 2]), table) for a in each[::2]]
     np.testing.assert_allclose(np.concatenate(found), wanted, rtol=1e-5, atol=1e-6)
 
 

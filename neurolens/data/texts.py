@@ -86,6 +86,11 @@ class Texts:
         known = self._tokens[key]
         return [known[row] for row in self._rows]
 
+    def longest(self, tokenizer: "Tokenizer", max_length: int) -> int:
+        """Return how many tokens the longest text of the whole source has; tokenised at the first call."""
+        self.tokens(tokenizer, max_length)
+        return max(map(len, self._tokens[tokenizer.digest, max_length]), default=0)
+
 
 @dataclass(frozen=True, eq=False)
 class TextSet(SampleSet):
@@ -132,6 +137,13 @@ class TextSet(SampleSet):
     def tokens(self, tokenizer: "Tokenizer") -> "list[Ids]":
         """Return the tokens of every text, int32, tokenised once per tokenizer."""
         return self._source.tokens(tokenizer, self.max_length)
+
+    def longest(self, tokenizer: "Tokenizer") -> int:
+        """Return how many tokens the longest text has, of the set that these texts were taken from by `subset`.
+
+        So what has a place for each token has as many for every block of a set.
+        """
+        return self._source.longest(tokenizer, self.max_length)
 
 
 def tokenised(samples: TextSet, tokenizer: "Tokenizer") -> TextSet:

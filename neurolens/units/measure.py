@@ -140,19 +140,23 @@ def unit_axis(layers: Sequence[Layer]) -> "Axis":
 
 
 def longest_text(samples: "SampleSet", network: "Network") -> int:
-    """Return the number of tokens of the longest text.
+    """Return the number of tokens of the longest text: for a block of a set, of the set.
 
     Raises
     ------
     DataError
         If the samples are no texts.
     """
+    from neurolens.data import TextSet
+
     counts = running.token_counts(samples, network)
     if counts is None:
         raise DataError(
             f"{samples.name} has no tokens, and positions are counted over the tokens of texts; "
             "set positions = false in [units]"
         )
+    if isinstance(samples, TextSet) and network.tokenizer is not None:
+        return samples.longest(network.tokenizer)
     return int(counts.max(initial=0))
 
 
