@@ -216,9 +216,7 @@ def provenance(materials: Materials, row: Row) -> dict[str, Any]:
         "checkpoint": str(row.path),
         "digest": row.digest,
         "device": materials.device,
-        "dtype": "bfloat16"
-        if materials.table.bf16
-        else getattr(materials.study.model.transformers, "dtype", "float32"),
+        "dtype": "bfloat16" if materials.table.bf16 else held,
         "threads": torch.get_num_threads(),
         **({"left_out": list(left_out)} if (left_out := materials.left_out.get(row.path)) else {}),
         "versions": {"neurolens": __version__, "torch": torch.__version__, "numpy": np.__version__},
