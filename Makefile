@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := text,clip,s3,report,dask,dev
+EXTRAS := text,clip,s3,report,dask,fetch,dev
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "neurolens needs Python 3.11 or newer, found " + sys.version.split()[0] + "; name one with: make PYTHON=python3.12 …")'
