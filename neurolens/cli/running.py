@@ -12,7 +12,7 @@ from neurolens.cli import serving
 from neurolens.cli.console import ROWS_FAILED, Overrides, Profile, complain, console, say, study_in
 from neurolens.cli.drawing import save_pictures, save_report
 from neurolens.cli.watching import Outcome, Watch
-from neurolens.errors import MissingCheckpointError, StudyError
+from neurolens.errors import MissingCheckpointError, NeurolensError, StudyError
 
 if TYPE_CHECKING:
     from neurolens.study import Study
@@ -70,17 +70,20 @@ def run_study(study: "Study", only: tuple[str, ...] | None = None) -> Outcome:
         watch.status = status
         with listening(watch):
             for name, flow in flows.items():
+                before = watch.outcome.failed
                 state = flow(study, return_state=True)
                 watch.close()
-                if state.is_completed():
+                if state.is_completed() or watch.outcome.failed > before:  # its rows have said why
                     continue
                 error = state.result(raise_on_failure=False)
-                if isinstance(error, BaseException) and not watch.outcome.failed:
-                    raise error
-                if not watch.outcome.failed:
-                    watch.outcome.failed[name] = str(state.message)
-    for row, why in watch.outcome.failed.items():
-        complain(f"{row}: {why}")
+                if isinstance(error, BaseException):
+                    if not watch.outcome.failed or not isinstance(error, NeurolensError):
+                        raise error
+                    watch.outcome.failure(name, str(error))
+                else:
+                    watch.outcome.failure(name, str(state.message))
+    for who, why in watch.outcome.reasons:
+        complain(f"{who}: {why}")
     return watch.outcome
 
 

@@ -27,18 +27,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """What a run of a study did: rows by outcome over all cubes, and the reasons of failures."""
+    """What a run of a study did: rows by outcome over all cubes, and who failed for which reasons, each said once."""
 
     computed: int = 0
     reused: int = 0
     epochs: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: int = 0
+    reasons: dict[tuple[str, str], None] = field(default_factory=dict)
+
+    def failure(self, who: str, why: str) -> None:
+        """Count a failure; the same checkpoint may fail for the same reason in several cubes and blocks."""
+        self.failed += 1
+        self.reasons[who, why] = None
 
     @property
     def summary(self) -> str:
         """One line for people."""
         trained = f"{self.epochs} epochs trained, " if self.epochs else ""
-        return f"{trained}{self.computed} rows computed, {self.reused} up to date, {len(self.failed)} failed"
+        return f"{trained}{self.computed} rows computed, {self.reused} up to date, {self.failed} failed"
 
 
 class Rate(ProgressColumn):
@@ -95,7 +101,7 @@ class Watch:
             return
         with self._lock:
             if result.outcome == "failed":
-                self.outcome.failed[f"{result.row.path.name}"] = result.why
+                self.outcome.failure(result.row.path.name, result.why)
             elif result.outcome == "computed":
                 self.outcome.computed += 1
             else:
