@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 import neurolens
-from neurolens import rows, store
+from neurolens import open_run, rows, store
+from neurolens.rows.adopting_logs import adopt_log
 from neurolens.study import load_study
 from neurolens.study_files import init_study
+from neurolens.units.seed_log import export_dormancy, read_log
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -75,23 +77,35 @@ def test_commands__are_ones_that_there_are(line):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a small run, as the pages take it to be there: store.icechunk, and demo/store.icechunk."""
+    """A folder with a small run, as the pages take it to be there: store.icechunk, demo/store.icechunk, a log."""
     from neurolens.training import train
 
     folder = tmp_path_factory.mktemp("pages")
     changes = ("train.epochs=2", "data.label_noise.fraction=0.1", "data.select.count=150", "compute.threads=1")
     study = load_study(init_study(folder / "study.toml"), overrides=changes)
     train(study, progress=False)
-    materials = rows.gather(study)
     target = rows.open_for_writing(study)
-    rows.run_rows(materials, rows.plan(materials, target).rows, target)
+    for cube in rows.cubes(study):
+        materials = rows.gather(study, cube)
+        rows.run_rows(materials, rows.plan(materials, target).rows, target)
     store.open_store(study.store.url).tag("thesis-v1")
+    log = export_dormancy(open_run(study.store.url)["units"].to_dataset(), folder / "log.csv", model="digits")
+    adopt_log(read_log(log)[0], store.open_store(folder / "logs.icechunk", create=True), run="digits")
     (folder / "demo").mkdir()
     (folder / "demo" / "store.icechunk").symlink_to(folder / "store.icechunk")
     return folder
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/how-to/query.md", "docs/how-to/mislabelled.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/how-to/query.md",
+        "docs/how-to/mislabelled.md",
+        "docs/how-to/units.md",
+        "docs/how-to/seed-files.md",
+    ],
+)
 def test_snippets__run_on_a_run(page, trained, monkeypatch):
     monkeypatch.chdir(trained)
     snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
