@@ -102,6 +102,14 @@ def test_layers__lists_the_hidden_units_of_a_language_model(pythia):
     assert "[units] takes 3 layers, 288 units" in result.output
 
 
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_layers__cuts_no_name_where_there_is_little_room(pythia, columns):
+    environment = {"COLUMNS": columns, "TERM": "dumb"}
+    result = CliRunner().invoke(app, ["layers", str(pythia.folder / "study.toml")], env=environment)
+    row = ["layers.2.mlp.dense_4h_to_h:input", "Linear", "input", "1", "96", "T", "×", "96", "units"]
+    assert row in [line.split() for line in result.output.splitlines()]
+
+
 def test_layers__names_near_layers(study, pythia):
     result = call("layers", study(DIGITS + '[units]\nlayers = ["relo"]\n'))
     assert result.exit_code == 2
