@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from neurolens import __version__
-from neurolens.cli import drawing, keeping, layers, looking, running
+from neurolens.cli import drawing, keeping, layers, looking, making, running
 from neurolens.cli.console import Commands, say
 
 app = typer.Typer(
@@ -45,3 +45,4 @@ app.command("doctor")(keeping.doctor)
 app.command("maintain")(keeping.maintain)
 app.add_typer(keeping.exports, name="export")
 app.add_typer(keeping.imports, name="import")
+app.add_typer(making.makes, name="make")
