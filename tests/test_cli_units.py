@@ -146,7 +146,25 @@ def test_plot__draws_samples_units_and_activations_of_one_store(make_study):
     path = measured(make_study(checkpoints=2, text=conftest.STUDY + "[units]\n[activations]\n"))
     call("plot", path)
     pictures = {p.stem for p in (path.parent / "plots").glob("*.png")}
-    assert {"distributions", "trajectories", "dormancy", "transitions", "spectra", "effective_rank"} <= pictures
+    assert {"distributions", "trajectories", "dormancy", "transitions", "spectra"} <= pictures
+
+
+def test_commands__serve_a_language_model(language_run, tmp_path):
+    text = language_run.study("[units]\npositions = true\n[activations]\n")
+    path = tmp_path / "study.toml"
+    path.write_text(re.sub(r'"(model|checkpoints|tides.txt)"', rf'"{language_run.folder}/\1"', text))
+    measured(path)
+    call("plot", path)
+    pictures = {p.stem for p in (path.parent / "plots").glob("*.png")}
+    assert {"dormancy", "dormancy_heatmap", "transitions", "thresholds", "spectra"} <= pictures
+    call("report", path)
+    page = (path.parent / "report.html").read_text()
+    assert '<dd class="value">6</dd><dd class="meaning">step 0 to 16</dd>' in page
+    assert "There are no images" not in page
+    call("export", "dormancy", path, tmp_path / "log.csv", "--revision", "step{step}")
+    lines = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert [line["revision"] for line in lines[::3]] == [f"step{step}" for step in language_run.steps]
+    assert "0 rows computed, 12 up to date" in call("run", path)
 
 
 def test_plot__sets_external_scores_against_samples_only(make_study, tmp_path):

@@ -20,7 +20,7 @@ DRAWN = ("redo", "dead", "lop", "lop_rl", "redo_centred")
 TAUS = 0.025, 0.1
 """Thresholds of ``redo`` that are drawn: the paper's, and that of the reference's logs; the last of them in detail."""
 SWEEP = np.geomspace(1e-3, 1, 60)
-PANELS = 4
+PANELS = 3
 """Of how many layers singular values are drawn."""
 SIDE = (6.4, 3.6)
 """Width and height of a picture that has its legend at the side, in inches."""
@@ -196,24 +196,19 @@ def spectra_pictures(found: xr.Dataset) -> list[Picture]:
     found : (series, layer)
         What `neurolens.spectra` returns.
     """
-    with styled():
-        return _spectra(found)
-
-
-def _spectra(found: xr.Dataset) -> list[Picture]:
     names = [str(name) for name in found["layer"].values.tolist()]
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(PANELS, len(names))).round().astype(int))]
-    columns = min(2, len(chosen))
-    rows = -(-len(chosen) // columns)
-    figure = new_figure((4.9 * columns if columns > 1 else 5.6, 3.3 * rows))
-    for i, name in enumerate(chosen):
-        singular_values(found, layer=name, ax=figure.add_subplot(rows, columns, i + 1))
-    caption = f"Singular values of the activations (sample × unit) at every checkpoint, of {_listed(chosen)}."
-    drawn = [Picture("spectra", "Singular values over training", caption, caption, figure)]
-    figure = new_figure(SIDE)
-    rank_curves(found, ax=figure.add_subplot())
-    caption = "How many directions each layer's activations use: the exponential of the entropy of their spectrum."
-    return [*drawn, Picture("effective_rank", "Effective rank", caption, caption, figure)]
+    rows = -(-(len(chosen) + 1) // 2)
+    with styled():
+        figure = new_figure((10.2, 3.4 * rows))
+        for i, name in enumerate(chosen):
+            singular_values(found, layer=name, ax=figure.add_subplot(rows, 2, i + 1))
+        rank_curves(found, ax=figure.add_subplot(rows, 2, len(chosen) + 1))
+    caption = (
+        f"Singular values of the activations (sample × unit) at every checkpoint, of {_listed(chosen)}; and how many "
+        "directions each layer uses: the exponential of the entropy of its spectrum."
+    )
+    return [Picture("spectra", "Spectra over training", caption, caption, figure)]
 
 
 def drawable_spectra(activations: xr.Dataset) -> tuple[xr.Dataset | None, str]:
