@@ -12,6 +12,7 @@ from typing import Any
 import xarray as xr
 
 from neurolens.errors import MissingMeasurementError, SchemaError, nearest
+from neurolens.schema.mortality_results import EVENTS, MORTALITY_RESULTS
 from neurolens.schema.records import PROVENANCE, SERIES, SERIES_DIMS, Cube, Part, Variable
 from neurolens.schema.samples import (
     CORRECT,
@@ -39,11 +40,13 @@ __all__ = [
     "DORMANCY",
     "EL2N",
     "ENTROPY",
+    "EVENTS",
     "GRAD_NORM",
     "GRAD_NORM_PIXEL",
     "GRAND",
     "LOSS",
     "MARGIN",
+    "MORTALITY_RESULTS",
     "PREDICTED",
     "PROVENANCE",
     "P_TRUE",
