@@ -9,7 +9,9 @@ The memory is shown on a cube ten times a limit of 600 MB, in a process of its o
 is the kernel's on all memory that the process may write (RLIMIT_DATA), set before anything is imported; it holds for
 imports, thread stacks and BLAS buffers too. The address space (RLIMIT_AS) would count the mapped libraries of a dozen
 packages besides, memory that they share with every process. One OpenBLAS thread: each sets a buffer apart, in numpy's
-copy of OpenBLAS and in scipy's, so that the need would grow with the cores and not with the data.
+copy of OpenBLAS and in scipy's, so that the need would grow with the cores and not with the data. A fixed threshold
+from which glibc gives freed memory back: by default it learns to keep it. And no pool of Arrow's own, which sets aside
+1 GiB of addresses for the first string of an index.
 """
 
 import functools
@@ -169,7 +171,8 @@ def memory(limit: int, positions: int, blocks: int, layers: int) -> None:
         print(f"{positions} x {512 * blocks} x {512 * layers} float16: {size / 1e6:.0f} MB, limit {limit / 1e6:.0f} MB")
         words = [sys.executable, "-m", "benchmarks.spectra", "--limited", str(path), str(limit)]
         options: Any = {
-            "env": os.environ | {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
+            "env": os.environ
+            | {"OPENBLAS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000", "ARROW_DEFAULT_MEMORY_POOL": "system"},
             "cwd": Path(__file__).parent.parent,
             "capture_output": True,
             "text": True,

@@ -118,7 +118,7 @@ def _of_gram(gram: NDArray[np.float64], total: float, mean: Any, settings: Setti
     basis = None
     if settings.vectors:
         squares, basis = scipy.linalg.eigh(gram, lower=True, overwrite_a=True, check_finite=False, driver="evr")
-        basis = basis[:, ::-1][:, : settings.rank or None]
+        basis = np.ascontiguousarray(basis[:, ::-1][:, : settings.rank or None])
     else:
         squares = scipy.linalg.eigvalsh(gram, lower=True, overwrite_a=True, check_finite=False)
     return _of_squares(squares[::-1], total, True, basis, mean, settings)
@@ -175,10 +175,11 @@ def _add_rows(stack: NDArray[np.float64], rows: NDArray[np.float64]) -> None:
 
 
 def _of_corner(corner: NDArray[np.float64], mean: Any, settings: Settings) -> Factored:
-    total, basis = float(np.vdot(corner, corner)), None
+    flat = corner.ravel(order="K")  # np.vdot would copy
+    total, basis = float(flat @ flat), None
     if settings.vectors:
         _, values, turned = scipy.linalg.svd(corner, overwrite_a=True, check_finite=False)
-        basis = turned.T[:, : settings.rank or None]
+        basis = np.ascontiguousarray(turned.T[:, : settings.rank or None])
     else:
         values = scipy.linalg.svdvals(corner, overwrite_a=True, check_finite=False)
     floor = EPS * (10 + len(values) ** 0.5 / 4) * float(values[0])

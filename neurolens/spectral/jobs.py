@@ -1,5 +1,6 @@
 """What one task does: factor some layers at some positions, within a memory limit, and say what is missing."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,6 +21,7 @@ NUMBERS = (*METRICS, "tolerance", "floor", "frobenius_norm", "n_samples")
 PIECE = 16 << 20  # bytes of floats in a piece, at most
 PIECE_ROWS = 1024  # rows of a piece, at most: more are no faster, and float32 sums over more are less exact
 STRIP = 32 << 20  # bytes up to which short chunks are read together
+COPIES = 3  # of a strip: its chunks, they joined, and the strip before
 ROOM = Room()
 
 
@@ -150,15 +152,22 @@ class Cut:
     itemsize: int
     limit: int
 
+    @property
+    def chunk(self) -> int:
+        """Bytes of the largest chunk: it is read whole, whatever part of it is wanted."""
+        return self.itemsize * math.prod(map(max, self.chunks)) if self.chunks else 0
+
 
 def state_bytes(streamed: int, held: int, settings: Settings, piece: int) -> tuple[int, int]:
     """What a matrix holds while it is streamed, and what more it takes to finish it."""
     square = 8 * held * held
     if settings.method == "gram":
-        return square + (square // 2 if settings.precision == "mixed" else 0), (2 * square if settings.vectors else 0)
+        state = square * 3 // 2 if settings.precision == "mixed" else square
+        return state, square * max(2 * settings.vectors, int(settings.centred))
     if settings.method == "qr":
         return square + 8 * held * qr_rows(held, piece), square * (4 if settings.vectors else 1)
-    return 3 * 8 * held * subspace(held, settings), 2 * 8 * held * subspace(held, settings)
+    tall = 8 * held * subspace(held, settings)
+    return 4 * tall, 4 * tall
 
 
 def piece_size(held: int, limit: int) -> int:
@@ -232,8 +241,8 @@ def _fit(cut: Cut, settings: Settings, positions: Span, first: int, last: int, *
     if settings.vectors:  # what is found is kept until the job ends
         held += 8 * count * sum(side[1] * min(*side, settings.rank or side[1]) for side in sides)
     column = count * cut.itemsize * (cut.samples if outer else high - low)
-    # of what is read there are two copies: its chunks, and they joined
-    free = (cut.limit - held - 8 * piece) // 2
+    fixed = held + 8 * piece + cut.chunk
+    free = (cut.limit - fixed) // COPIES
     if free < column or held + max(more for _, more in needs) > cut.limit:
         return None
     most = free // column
@@ -246,7 +255,7 @@ def _fit(cut: Cut, settings: Settings, positions: Span, first: int, last: int, *
     cuts = steps(length, chunks, most, max(1, STRIP // column))
     cuts = tuple((a + low, b + low) for a, b in cuts) if outer else cuts
     longest = max((b - a for a, b in cuts), default=0)
-    total = max(held + 8 * piece + 2 * longest * column, held + max(more for _, more in needs))
+    total = max(fixed + COPIES * longest * column, held + max(more for _, more in needs))
     return Job(
         positions,
         layers,

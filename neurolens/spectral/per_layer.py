@@ -80,8 +80,8 @@ def spectra(
         Raise where samples are NaN, or leave them out. A matrix that is NaN throughout was not measured: NaN, with
         `n_samples` 0; where the cube says so itself (coordinate `measured`), that is an error too unless dropped.
     memory_mib : int
-        What all computations of one process hold together, in MiB, besides what they give. A chunk of a lazy array is
-        read whole: it should be well below.
+        What all computations of one process hold together, in MiB, besides what they give and left vectors. A chunk of
+        a lazy array is read whole, and counted.
     oversampling, passes, tol, seed : of ``randomised``
         Dimensions of the subspace beyond ``rank`` (as many again by default); turns at most; the error bound at which
         to stop; where it starts.
