@@ -386,13 +386,13 @@ def test_demo__ends_with_a_summary_and_computes_nothing_again(tmp_path: Path, pr
     (folder / "study.toml").write_text(text)
     result = call("demo", folder)
     assert result.exit_code == 0, result.output
-    assert "2 epochs trained, 3 rows computed" in result.output
-    for name in ("study.toml", "store.icechunk", "plots", "report.html"):
+    assert "2 epochs trained, 9 rows computed" in result.output  # samples, units and activations
+    for name in ("study.toml", "store.icechunk", "plots", "report.html", "layers", "export dormancy", "n.spectra"):
         assert name in result.output
-        assert (folder / name).exists()
+    assert {"distributions", "dormancy", "spectra"} <= {p.stem for p in (folder / "plots").glob("*.png")}
     result = call("demo", folder)
     assert result.exit_code == 0, result.output
-    assert "0 rows computed, 3 up to date" in result.output
+    assert "0 rows computed, 9 up to date" in result.output
 
 
 @pytest.mark.parametrize(
