@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -143,8 +144,11 @@ def test_packed__a_damaged_cache_is_made_anew(root):
     with open(first.folder / "bits.u64", "r+b") as file:
         file.truncate(8)
     np.testing.assert_array_equal(broden(root).packed().words, words)
-    (first.folder / "masks.json").write_text("{")
-    np.testing.assert_array_equal(broden(root).packed().words, words)
+    for name, content in {"masks.json": "{", "area.npy": "", "concept.npy": "half"}.items():
+        (first.folder / name).write_text(content)
+        again = broden(root).packed()
+        assert again.area.sum() == sum(TRUTH.values())
+        np.testing.assert_array_equal(again.words, words)
 
 
 def test_packed__stopped_midway_leaves_nothing(root, monkeypatch):
@@ -198,3 +202,19 @@ def test_packed__a_cache_that_cannot_be_written_is_named(root, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"decoded labels are kept in .*file/below, which cannot be written"):
         broden(root).packed(cache=tmp_path / "file" / "below")
+
+
+def test_packed_masks__need_memory_for_a_few_images_only(tmp_path):
+    """Whatever the number of images: 20 bytes a row of a concept, and one chunk of bits."""
+    plane = np.repeat(np.arange(1, 9, dtype=np.uint16), 1568).reshape(112, 112)
+    index = np.arange(-1, 8, dtype=np.int32)
+    of = {"index": index, "category": np.zeros(8, dtype=np.int64), "n_categories": 1, "label_size": (112, 112)}
+    peaks = []
+    for images in (600, 2400):
+        tracemalloc.start()
+        masks = packed_masks(str(images), images, lambda image: [plane], cache=tmp_path, threads=1, **of)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert masks.words.nbytes == images * 8 * 1568
+        assert masks.concept_area().tolist() == [1568 * images] * 8
+    assert peaks[1] - peaks[0] < 1_500_000  # their bits are 22.6 MB more

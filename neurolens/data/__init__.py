@@ -1,10 +1,15 @@
-"""What a network is shown: samples with stable ids, selected, preprocessed and batched."""
+"""What a network is shown: samples with stable ids, selected, preprocessed and batched; and concepts in images."""
 
 from typing import TYPE_CHECKING, Any
 
+from neurolens.data.bitplanes import ConceptMasks
+from neurolens.data.concept_sets import ConceptSet
+from neurolens.data.concepts import open_concepts
 from neurolens.data.exposure import ClassSchedule, class_schedule, exposure_table
 from neurolens.data.opening import open_samples, study_samples, validation_table
 from neurolens.data.samples import ImageSource, SampleSet, sample_ids
+from neurolens.data.segmentation import Layout
+from neurolens.data.shapes import make_concepts
 from neurolens.data.texts import Texts, TextSet, tokenised
 
 if TYPE_CHECKING:
@@ -14,7 +19,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "ClassSchedule",
+    "ConceptMasks",
+    "ConceptSet",
     "ImageSource",
+    "Layout",
     "SampleSet",
     "Shown",
     "TextSet",
@@ -22,6 +30,8 @@ __all__ = [
     "batches",
     "class_schedule",
     "exposure_table",
+    "make_concepts",
+    "open_concepts",
     "open_samples",
     "sample_ids",
     "shown",

@@ -222,19 +222,21 @@ def _write(
         except DataError as error:
             return str(error)
 
-    counts, concepts, areas, wrong = [np.zeros(1, dtype=np.int64)], [], [], []
+    counts = np.zeros(images + 1, dtype=np.int64)
+    concepts, areas = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)]
+    wrong: list[str] = []
     with open(folder / _BITS, "wb") as file:
         for start in range(0, images, _CHUNK):
             chunk = range(start, min(start + _CHUNK, images))
-            for found in in_threads(one, chunk, threads=threads):
-                if isinstance(found, str):
-                    wrong.append(found)
-                    continue
-                which, words = found
-                file.write(words.tobytes())
-                counts.append(np.array([len(which)]))
-                concepts.append(which)
-                areas.append(np.bitwise_count(words).sum(axis=1, dtype=np.int64))
+            found = in_threads(one, chunk, threads=threads)
+            wrong += [packed for packed in found if isinstance(packed, str)]
+            sound = {image: packed for image, packed in zip(chunk, found) if not isinstance(packed, str)}
+            for image, (which, words) in sound.items():
+                counts[image + 1] = len(which)
+                file.write(words.data)
+            concepts.append(np.concatenate([concepts[0], *(which for which, _ in sound.values())]))
+            ones = [np.bitwise_count(words).sum(axis=1, dtype=np.int64) for _, words in sound.values()]
+            areas.append(np.concatenate([areas[0], *ones]))
             if progress is not None:
                 progress(chunk.stop, images)
         file.flush()
@@ -242,10 +244,10 @@ def _write(
     if wrong:
         more = f"; and {len(wrong) - TOLD} more" if len(wrong) > TOLD else ""
         raise DataError(f"{len(wrong)} of {images} images have wrong labels: " + "; ".join(wrong[:TOLD]) + more)
-    indptr = np.cumsum(np.concatenate(counts))
+    indptr = np.cumsum(counts)
     np.save(folder / "indptr.npy", indptr)
-    np.save(folder / "concept.npy", np.concatenate([np.zeros(0, dtype=np.int32), *concepts]))
-    np.save(folder / "area.npy", np.concatenate([np.zeros(0, dtype=np.int64), *areas]))
+    np.save(folder / "concept.npy", np.concatenate(concepts))
+    np.save(folder / "area.npy", np.concatenate(areas))
     manifest = {"images": images, "rows": int(indptr[-1]), "label_size": list(size)}
     (folder / _MANIFEST).write_text(json.dumps(manifest))
 
@@ -253,11 +255,16 @@ def _write(
 def _is_whole(folder: Path, images: int, size: tuple[int, int]) -> bool:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
-        length = (folder / _BITS).stat().st_size
-        told = (manifest["images"], tuple(manifest["label_size"]), manifest["rows"] * _words(size) * 8)
-    except (OSError, ValueError, KeyError, TypeError):
+        rows = manifest["rows"]
+        lengths = {name: len(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ("indptr", "concept", "area")}
+        told = (manifest["images"], tuple(manifest["label_size"]), (folder / _BITS).stat().st_size)
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
         return False
-    return told == (images, size, length)
+    return told == (images, size, rows * _words(size) * 8) and lengths == {
+        "indptr": images + 1,
+        "concept": rows,
+        "area": rows,
+    }
 
 
 def _reopened(folder: Path, category: npt.NDArray[np.int64], n_categories: int) -> ConceptMasks:
