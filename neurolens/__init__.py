@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neurolens import plot, samples, schema, store, units
     from neurolens.backend import open_run
+    from neurolens.dissection import best_concept, detectors, iou
     from neurolens.samples import (
         agreement,
         aum,
@@ -64,22 +65,26 @@ _HOMES = (
         "neurolens.units",
     )
     | dict.fromkeys(("spectra", "spectrum_metrics"), "neurolens.spectral")
+    | dict.fromkeys(("best_concept", "detectors", "iou"), "neurolens.dissection")
 )
 
 __all__ = [
     "Study",
     "agreement",
     "aum",
+    "best_concept",
     "cartography",
     "class_selectivity",
     "csg",
     "csl",
     "curvature",
+    "detectors",
     "dormancy",
     "dormancy_summary",
     "dormant",
     "evaluate_detection",
     "forgetting",
+    "iou",
     "learning_time",
     "lifetime_sparseness",
     "load_study",

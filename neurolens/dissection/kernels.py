@@ -157,45 +157,69 @@ def _set_run(run: Any, start: int, mask: Any, touched: Any, n: int) -> int:
 
 
 @compiled
-def draw_mask(values: Any, threshold: float, rows: Any, columns: Any, mask: Any, touched: Any) -> int:
+def draw_mask(values: Any, threshold: float, rows: Any, columns: Any, mask: Any, touched: Any, lines: Any) -> int:
     """Set the pixels of the upsampled map ``values`` (h, w) that exceed the threshold, in a mask of zeros.
 
     ``rows`` and ``columns`` are (first output of each cell, weight of its first value, of its second) per axis. Only
     cells whose four values straddle the threshold are interpolated: a mean lies between what it is the mean of.
     Across, rounded to float32, then down, rounded to float32: as Pillow does for images of floats.
-    Returns how many words of the mask are not 0; ``touched`` lists them.
+    Returns how many words of the mask are not 0; ``touched`` lists them. ``lines`` is scratch, (3, 64) float32.
     """
     row_starts, row_first, row_second = rows
     column_starts, column_first, column_second = columns
     height, width = values.shape
     across = column_first.size
+    limit = np.float32(threshold)
+    if np.float64(limit) > threshold:  # the largest float32 that is not above the threshold
+        limit = np.nextafter(limit, np.float32(-np.inf))
     n = 0
-    upper, lower = np.empty(64, np.float32), np.empty(64, np.float32)
+    upper, lower, line = lines[0], lines[1], lines[2]
     for i in range(height):
         i2 = min(i + 1, height - 1)
-        if row_starts[i] == row_starts[i + 1]:
+        hot = False
+        for j in range(width):
+            hot |= (values[i, j] > limit) | (values[i2, j] > limit)
+        if not hot:
             continue
         for j in range(width):
             j2 = min(j + 1, width - 1)
             a, b, c, d = values[i, j], values[i, j2], values[i2, j], values[i2, j2]
-            if not max(max(a, b), max(c, d)) > threshold:
+            top, bottom = max(max(a, b), max(c, d)), min(min(a, b), min(c, d))
+            if not top > limit:
                 continue
-            inside = min(min(a, b), min(c, d)) > threshold
+            # far more than rounding: where the ends of a line are further from the threshold, all of it is
+            slack = 1e-6 * max(abs(np.float64(top)), abs(np.float64(bottom)))
             for x0 in range(column_starts[j], column_starts[j + 1], 64):
                 size = min(64, column_starts[j + 1] - x0)
+                every = ~_ZERO >> _U64(64 - size)
                 for k in range(size):
                     one, two = column_first[x0 + k], column_second[x0 + k]
                     upper[k] = np.float32(one * np.float64(a) + two * np.float64(b))
                     lower[k] = np.float32(one * np.float64(c) + two * np.float64(d))
                 for y in range(row_starts[i], row_starts[i + 1]):
-                    run = _ZERO
-                    if inside:
-                        run = ~_ZERO >> _U64(64 - size)
-                    else:
-                        one, two = row_first[y], row_second[y]
+                    one, two = row_first[y], row_second[y]
+                    left = one * np.float64(a) + two * np.float64(c)
+                    right = one * np.float64(b) + two * np.float64(d)
+                    if max(left, right) < threshold - slack:
+                        continue
+                    run = every
+                    if bottom <= limit and min(left, right) <= threshold + slack:
+                        above, turns = 0, 0
                         for k in range(size):
-                            value = np.float32(one * np.float64(upper[k]) + two * np.float64(lower[k]))
-                            run |= _U64(np.float64(value) > threshold) << _U64(k)
+                            line[k] = np.float32(one * np.float64(upper[k]) + two * np.float64(lower[k]))
+                            above += line[k] > limit
+                        for k in range(1, size):
+                            turns += (line[k] > limit) != (line[k - 1] > limit)
+                        if above == 0:
+                            continue
+                        if turns <= 1 and line[0] > limit:
+                            run = every >> _U64(size - above)
+                        elif turns <= 1:
+                            run = (every >> _U64(size - above)) << _U64(size - above)
+                        else:  # rounding, where a line is flat
+                            run = _ZERO
+                            for k in range(size):
+                                run |= _U64(line[k] > limit) << _U64(k)
                     n = _set_run(run, y * across + x0, mask, touched, n)
     return n
 
@@ -226,8 +250,8 @@ def tally_units(
     samples, _, height, width = values.shape
     pixels = rows[1].size * columns[1].size
     mask = np.zeros(words.shape[1] + 1, np.uint64)
-    touched = np.empty(words.shape[1] + 1, np.int64)
-    one_map = np.empty((height, width), np.float32)
+    touched, drawn = np.empty(mask.size, np.int64), np.empty(mask.size, np.uint64)
+    one_map, lines = np.empty((height, width), np.float32), np.empty((3, 64), np.float32)
     shown = np.zeros(unit_area.shape[2], np.bool_)
     inside = np.zeros(unit_area.shape[2], np.bool_)
     for b in range(samples):
@@ -240,18 +264,21 @@ def tally_units(
             if not np.float64(high[b, u]) > threshold[u]:
                 continue
             one_map[:] = values[b, u]
-            n = draw_mask(one_map, threshold[u], rows, columns, mask, touched)
+            n = draw_mask(one_map, threshold[u], rows, columns, mask, touched, lines)
             size = _ZERO
             for k in range(n):
-                size += _ones(mask[touched[k]])
+                drawn[k] = mask[touched[k]]
+                mask[touched[k]] = _ZERO
+                size += _ones(drawn[k])
             inside[:] = False
             for r in range(starts[b, 0], starts[b, 1]):
                 common = _ZERO
                 if area[r] == pixels:
                     common = size
                 else:
+                    plane = words[r]
                     for k in range(n):
-                        common += _ones(mask[touched[k]] & words[r, touched[k]])
+                        common += _ones(drawn[k] & plane[touched[k]])
                 if common:
                     intersection[at, u, concept[r]] += np.uint32(common)
                     inside[category[concept[r]]] = True
@@ -260,5 +287,3 @@ def tally_units(
                     unit_area[at, u, c] += np.int64(size)
                 if inside[c]:
                     unit_area_lite[at, u, c] += np.int64(size)
-            for k in range(n):
-                mask[touched[k]] = _ZERO
