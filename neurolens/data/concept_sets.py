@@ -17,6 +17,7 @@ from neurolens.data.folders import FileImages
 from neurolens.data.planes import LARGEST, LabelFiles, Plane
 from neurolens.data.samples import ImageSource, SampleSet, sample_ids
 from neurolens.errors import DataError
+from neurolens.study import Preprocessing
 
 Cell = tuple[str | int, ...]
 """The labels of one image: files of planes, and numbers of labels that the whole image has."""
@@ -98,6 +99,25 @@ class ConceptSet:
         return SampleSet(
             self.ids, np.zeros(len(self), dtype=np.int64), ("image",), self.images, self.name, dict(self.coords)
         )
+
+    def require_whole(self, preprocessing: Preprocessing) -> None:
+        """Check that a network's preprocessing shows it all of every image, since labels cover all of it.
+
+        Raises
+        ------
+        DataError
+            If a crop cuts the images: a map of the network would be laid on labels of another part.
+        """
+        h, w = self.image_size
+        if preprocessing.resize is not None:
+            shorter, longer = preprocessing.resize, int(preprocessing.resize * max(h, w) / min(h, w))
+            h, w = (shorter, longer) if h <= w else (longer, shorter)
+        if preprocessing.crop is not None and (h, w) != (preprocessing.crop, preprocessing.crop):
+            crop, side = preprocessing.crop, min(self.image_size)
+            raise DataError(
+                f"the network is shown {crop} x {crop} of the {h} x {w} pixels of each image of {self.name}, and labels "
+                f"cover all of them; set model.preprocessing.resize = {side} and no crop, so that it is shown them whole"
+            )
 
     def planes(self, image: int) -> list[Plane | int]:
         """Return the labels of one image: planes (h, w) uint16 of label numbers, and numbers that all of it has.

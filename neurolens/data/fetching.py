@@ -21,8 +21,8 @@ def fetch_broden(
 ) -> Path:
     """Fetch Broden into ``root/broden1_<size>`` with pooch, verify it, and return that folder.
 
-    The archive is held against ``sha256`` and ``n_bytes`` where they are given; no hash of it was ever published, so
-    none is assumed. In any case every file is held against the archive's checksums, and the layout is checked as
+    The archive is held against ``sha256`` and ``n_bytes`` where they are given; none is known to be published, so none
+    is assumed. In any case every file is held against the archive's checksums, and the layout is checked as
     `broden` does. Only then does the folder appear. What was fetched, with its hash, is told in ``fetched.json`` there:
     give that hash the next time.
 
