@@ -5,6 +5,7 @@ from typing import Any
 import typer
 
 from neurolens.cli import app
+from neurolens.schema import EVENTS
 from neurolens.study_files import study_json_schema
 
 
@@ -14,7 +15,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         markdown = markdown.replace("<!-- study-tables -->", study_tables())
     if "<!-- cli-commands -->" in markdown:
         markdown = markdown.replace("<!-- cli-commands -->", commands())
+    if "<!-- event-columns -->" in markdown:
+        markdown = markdown.replace("<!-- event-columns -->", event_columns())
     return markdown
+
+
+def event_columns() -> str:
+    """Return the columns of the table of events, as the schema declares them."""
+    rows = [f"| `{v.name}` | {v.dtype} | {v.units} | {v.description} |" for v in EVENTS]
+    return "\n".join(["| column | type | unit | meaning |", "|---|---|---|---|", *rows])
 
 
 def study_tables() -> str:

@@ -7,9 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neurolens import plot, samples, schema, store, units
+    from neurolens import mortality, plot, samples, schema, store, units
     from neurolens.backend import open_run
     from neurolens.dissection import best_concept, detectors, iou
+    from neurolens.mortality import (
+        churn,
+        concept_events,
+        concept_lives,
+        diversity,
+        extinctions,
+        label_drift,
+        migrations,
+        survival,
+    )
     from neurolens.samples import (
         agreement,
         aum,
@@ -30,7 +40,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("plot", "samples", "schema", "store", "units")
+_MODULES = ("mortality", "plot", "samples", "schema", "store", "units")
 _HOMES = (
     {
         "Study": "neurolens.study",
@@ -64,6 +74,19 @@ _HOMES = (
         ),
         "neurolens.units",
     )
+    | dict.fromkeys(
+        (
+            "churn",
+            "concept_events",
+            "concept_lives",
+            "diversity",
+            "extinctions",
+            "label_drift",
+            "migrations",
+            "survival",
+        ),
+        "neurolens.mortality",
+    )
     | dict.fromkeys(("spectra", "spectrum_metrics"), "neurolens.spectral")
     | dict.fromkeys(("best_concept", "detectors", "iou"), "neurolens.dissection")
 )
@@ -74,21 +97,29 @@ __all__ = [
     "aum",
     "best_concept",
     "cartography",
+    "churn",
     "class_selectivity",
+    "concept_events",
+    "concept_lives",
     "csg",
     "csl",
     "curvature",
     "detectors",
+    "diversity",
     "dormancy",
     "dormancy_summary",
     "dormant",
     "evaluate_detection",
+    "extinctions",
     "forgetting",
     "iou",
+    "label_drift",
     "learning_time",
     "lifetime_sparseness",
     "load_study",
     "memorization_influence",
+    "migrations",
+    "mortality",
     "open_run",
     "plot",
     "positional_information",
@@ -97,6 +128,7 @@ __all__ = [
     "spectra",
     "spectrum_metrics",
     "store",
+    "survival",
     "transitions",
     "units",
 ]

@@ -23,7 +23,7 @@ DOCUMENTED = set(re.findall(r"^::: ([\w.]+)$", REFERENCE, re.M))
 
 def public_names():
     yield from (f"neurolens.{name}" for name in neurolens.__all__ if not inspect.ismodule(getattr(neurolens, name)))
-    for module in ("samples", "store", "plot", "report", "units"):
+    for module in ("mortality", "samples", "store", "plot", "report", "units"):
         yield from (f"neurolens.{module}.{name}" for name in importlib.import_module(f"neurolens.{module}").__all__)
 
 
@@ -104,6 +104,7 @@ def trained(tmp_path_factory):
         "docs/how-to/mislabelled.md",
         "docs/how-to/units.md",
         "docs/how-to/seed-files.md",
+        "docs/explanation/mortality.md",
     ],
 )
 def test_snippets__run_on_a_run(page, trained, monkeypatch):
