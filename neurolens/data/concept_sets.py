@@ -115,8 +115,8 @@ class ConceptSet:
         if preprocessing.crop is not None and (h, w) != (preprocessing.crop, preprocessing.crop):
             crop, side = preprocessing.crop, min(self.image_size)
             raise DataError(
-                f"the network is shown {crop} x {crop} of the {h} x {w} pixels of each image of {self.name}, and labels "
-                f"cover all of them; set model.preprocessing.resize = {side} and no crop, so that it is shown them whole"
+                f"the network is shown {crop} x {crop} of the {h} x {w} pixels of each image of {self.name}, and "
+                f"labels cover all of them; set model.preprocessing.resize = {side} and no crop, so that none is cut"
             )
 
     def planes(self, image: int) -> list[Plane | int]:
