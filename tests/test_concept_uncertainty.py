@@ -12,6 +12,7 @@ from mortality_cases import by_unit, drawn, iou_of
 from scipy import stats
 from unit_cases import raising
 
+from neurolens.dissection import iou
 from neurolens.errors import SchemaError
 from neurolens.mortality import (
     compare,
@@ -167,3 +168,31 @@ def test_compare__says_what_is_wrong():
         compare({"a": concept_events(drawn())}, k=1)
     with pytest.raises(SchemaError, match="draws of 'c', which is no run here; known: a"):
         compare({"a": drawn()}, draws={"c": drawn().expand_dims(draw=2)})
+
+
+def test_event_probability__takes_the_iou_of_resampled_blocks_of_a_cube():
+    rng = np.random.default_rng(0)
+    blocks = 8
+    intersection = rng.integers(0, 12, (6, blocks, 3, 2)).astype(float)
+    coords = {
+        "epoch": np.arange(6),
+        "concept": ["dog", "red"],
+        "concept_category": ("concept", ["object", "color"]),
+        "category": ["object", "color"],
+    }
+    data = {
+        "intersection": (("epoch", "block", "unit", "concept"), intersection),
+        "unit_area": (("epoch", "block", "unit", "category"), intersection + 20),
+        "concept_area": (("epoch", "block", "concept"), np.full((6, blocks, 2), 40.0)),
+    }
+    cube = xr.Dataset(data, coords)
+    counts = [np.bincount(rng.integers(0, blocks, blocks), minlength=blocks) for _ in range(5)]
+    weights = xr.DataArray(np.array(counts, float), dims=("draw", "block"))
+    found = event_probability(iou(cube), iou(cube, weights=weights), tau=0.1, k=1)
+    one_by_one = event_probability(iou(cube), lambda i: iou(cube, weights=counts[i]), n_draws=5, tau=0.1, k=1)
+    pd.testing.assert_frame_equal(found, one_by_one)
+    assert len(found)
+    assert found["p_birth"].between(0, 1).all()
+    assert 0 < found["p_birth"].mean() < 1
+    alike = iou(cube, weights=xr.DataArray(np.ones((3, blocks)), dims=("draw", "block")))
+    assert (event_probability(iou(cube), alike, tau=0.1, k=1)["p_birth"] == 1).all()

@@ -230,7 +230,7 @@ def _detected(
     if found.by == PAIR:
         best = best_of(found.score)
         names = [str(name) for name in held(found.score.coords["concept"])]
-        return found, best["best"].where(best["score"] >= tau, -1), names
+        return found, best["position"].where(best["score"] >= tau, -1), names
     if found.label is None:
         raise SchemaError("there is no label to tell concepts apart; pass labels=, or IoU over concepts")
     names, codes = codes_of(found.label)

@@ -87,9 +87,9 @@ def concept_events(
     -------
     DataFrame, one line per life, in order of unit, concept and birth
         Its columns are those of `neurolens.schema.EVENTS` that apply. `end` is ``death``; ``alive``, at the end of the
-        record; ``unconfirmed``, where the record ends fewer than k checkpoints after the fall; ``absent``, where there is no
-        score any more; or ``displaced``, of adopted tallies, where another concept of the category became the best.
-        All but ``death`` are censored. ``attrs`` tell the series, its labels and the options.
+        record; ``unconfirmed``, where the record ends fewer than k checkpoints after the fall; ``absent``, where there
+        is no score any more; or ``displaced``, of adopted tallies, where another concept of the category became the
+        best. All but ``death`` are censored. ``attrs`` tell the series, its labels and the options.
 
     Raises
     ------

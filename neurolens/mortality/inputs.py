@@ -9,6 +9,7 @@ import xarray as xr
 from dask import config
 
 from neurolens import schema
+from neurolens.dissection import best_concept
 from neurolens.errors import MissingMeasurementError, SchemaError
 from neurolens.mortality.lives import Rule
 from neurolens.units.inputs import OnMissing, choice, labels_of, listed
@@ -111,20 +112,10 @@ def rule_of(
 
 
 def best_of(iou: xr.DataArray) -> xr.Dataset:
-    """Return `score`, `label` and `best` (position) of each unit's best concept: (series, unit). Lazy."""
-    whole = in_chunks(iou, "concept") if iou.chunks is not None else iou
-    names = np.append(held(iou.coords["concept"]).astype(np.dtypes.StringDType()), "")
-    bare = whole.drop_vars([name for name, coord in whole.coords.items() if "concept" in coord.dims])
-    score, best = xr.apply_ufunc(
-        _best,
-        bare,
-        input_core_dims=[["concept"]],
-        output_core_dims=[[], []],
-        dask="parallelized",
-        output_dtypes=[np.float64, np.int64],
-    )
-    label = xr.apply_ufunc(names.__getitem__, best, dask="parallelized", output_dtypes=[names.dtype])
-    return xr.Dataset({"score": score, "label": label, "best": best})
+    """Return `score`, `label` and `position` of each unit's best concept, in categories or none: (series, unit)."""
+    if "concept_category" not in iou.coords:
+        iou = iou.assign_coords(concept_category=("concept", [""] * iou.sizes["concept"]))
+    return best_concept(iou)[["score", "label", "position"]]
 
 
 def spread(score: xr.DataArray, label: xr.DataArray | None) -> xr.DataArray:
@@ -234,15 +225,6 @@ def _measured(
         )
     at = {series: np.flatnonzero(done)}
     return score.isel(at), None if label is None else label.isel(at)
-
-
-def _best(values: Any) -> tuple[Any, Any]:
-    known = ~np.isnan(values)
-    filled = np.where(known, values, -np.inf)
-    best = filled.argmax(axis=-1)
-    score = np.take_along_axis(filled, best[..., None], axis=-1)[..., 0]
-    some = known.any(axis=-1)
-    return np.where(some, score, np.nan), np.where(some, best, -1)
 
 
 def _spread(score: Any, codes: Any, n: int) -> Any:
