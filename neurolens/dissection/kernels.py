@@ -10,6 +10,7 @@ Each works on the units ``first`` to ``last`` and writes to theirs alone, so tha
 from typing import Any
 
 import numpy as np
+from numba.extending import intrinsic
 
 from neurolens.units.kernels import compiled
 
@@ -22,8 +23,6 @@ FIRST_NON_FINITE = 0x7F800000
 _I32, _U64 = np.int32, np.uint64
 _SIGN, _REST = np.int32(31), np.int32(0x7FFFFFFF)
 _ONE, _ZERO, _WORD = np.uint64(1), np.uint64(0), np.uint64(64)
-_M1, _M2 = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
-_M4, _H01 = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)
 
 
 @compiled
@@ -128,13 +127,11 @@ def sift(keys: Any, bound: int, ties: int) -> tuple[int, int]:
     return at, ties
 
 
-@compiled
-def _ones(word: Any) -> Any:
-    """Count the bits that are set; compiled to one instruction where the machine has it."""
-    word = word - ((word >> _ONE) & _M1)
-    word = (word & _M2) + ((word >> _U64(2)) & _M2)
-    word = (word + (word >> _U64(4))) & _M4
-    return (word * _H01) >> _U64(56)
+def _count_ones(_: Any, word: Any) -> Any:
+    return word(word), lambda _context, builder, _signature, words: builder.ctpop(words[0])
+
+
+_ones: Any = intrinsic(_count_ones)  # bits that are set: one instruction where the machine has it
 
 
 @compiled
@@ -157,23 +154,40 @@ def _set_run(run: Any, start: int, mask: Any, touched: Any, n: int) -> int:
 
 
 @compiled
-def draw_mask(values: Any, threshold: float, rows: Any, columns: Any, mask: Any, touched: Any, lines: Any) -> int:
+def _bits(low: int, high: int) -> Any:
+    """Return the word with bits ``low`` to ``high`` set, 64 at most."""
+    if high <= low:
+        return _ZERO
+    return (~_ZERO >> _U64(64 - (high - low))) << _U64(low)
+
+
+@compiled
+def _pixels_below(weight: float, start: float, per_weight: float, size: int) -> int:
+    """Return how many of the weights start, start + 1/per_weight, …, held at 0 from below, do not exceed ``weight``."""
+    if weight < 0:
+        return 0
+    return min(max(int(np.floor((min(weight, 2.0) - start) * per_weight)) + 1, 0), size)
+
+
+@compiled
+def draw_mask(values: Any, threshold: float, rows: Any, columns: Any, mask: Any, touched: Any) -> int:
     """Set the pixels of the upsampled map ``values`` (h, w) that exceed the threshold, in a mask of zeros.
 
-    ``rows`` and ``columns`` are (first output of each cell, weight of its first value, of its second) per axis. Only
-    cells whose four values straddle the threshold are interpolated: a mean lies between what it is the mean of.
-    Across, rounded to float32, then down, rounded to float32: as Pillow does for images of floats.
-    Returns how many words of the mask are not 0; ``touched`` lists them. ``lines`` is scratch, (3, 64) float32.
+    ``rows`` and ``columns`` are (first output of each cell, weight of its first value, of its second) per axis. A pixel
+    is a mean, so only cells with a value above the threshold are looked at, and where a line of such a cell crosses
+    the threshold follows from its ends. Only pixels nearer to it than rounding are computed: across, rounded to
+    float32, then down, rounded to float32, as Pillow does for images of floats.
+    Returns how many words of the mask are not 0; ``touched`` lists them.
     """
     row_starts, row_first, row_second = rows
     column_starts, column_first, column_second = columns
     height, width = values.shape
     across = column_first.size
+    step, per_weight = width / across, across / width
     limit = np.float32(threshold)
     if np.float64(limit) > threshold:  # the largest float32 that is not above the threshold
         limit = np.nextafter(limit, np.float32(-np.inf))
     n = 0
-    upper, lower, line = lines[0], lines[1], lines[2]
     for i in range(height):
         i2 = min(i + 1, height - 1)
         hot = False
@@ -187,39 +201,37 @@ def draw_mask(values: Any, threshold: float, rows: Any, columns: Any, mask: Any,
             top, bottom = max(max(a, b), max(c, d)), min(min(a, b), min(c, d))
             if not top > limit:
                 continue
-            # far more than rounding: where the ends of a line are further from the threshold, all of it is
-            slack = 1e-6 * max(abs(np.float64(top)), abs(np.float64(bottom)))
+            slack = 1e-6 * max(abs(np.float64(top)), abs(np.float64(bottom)))  # several times what rounding does
             for x0 in range(column_starts[j], column_starts[j + 1], 64):
                 size = min(64, column_starts[j + 1] - x0)
-                every = ~_ZERO >> _U64(64 - size)
-                for k in range(size):
-                    one, two = column_first[x0 + k], column_second[x0 + k]
-                    upper[k] = np.float32(one * np.float64(a) + two * np.float64(b))
-                    lower[k] = np.float32(one * np.float64(c) + two * np.float64(d))
+                start = (x0 + 0.5) * step - 0.5 - j
                 for y in range(row_starts[i], row_starts[i + 1]):
                     one, two = row_first[y], row_second[y]
                     left = one * np.float64(a) + two * np.float64(c)
                     right = one * np.float64(b) + two * np.float64(d)
                     if max(left, right) < threshold - slack:
                         continue
-                    run = every
-                    if bottom <= limit and min(left, right) <= threshold + slack:
-                        above, turns = 0, 0
-                        for k in range(size):
-                            line[k] = np.float32(one * np.float64(upper[k]) + two * np.float64(lower[k]))
-                            above += line[k] > limit
-                        for k in range(1, size):
-                            turns += (line[k] > limit) != (line[k - 1] > limit)
-                        if above == 0:
-                            continue
-                        if turns <= 1 and line[0] > limit:
-                            run = every >> _U64(size - above)
-                        elif turns <= 1:
-                            run = (every >> _U64(size - above)) << _U64(size - above)
-                        else:  # rounding, where a line is flat
-                            run = _ZERO
-                            for k in range(size):
-                                run |= _U64(line[k] > limit) << _U64(k)
+                    if bottom > limit or min(left, right) > threshold + slack:
+                        n = _set_run(_bits(0, size), y * across + x0, mask, touched, n)
+                        continue
+                    slope = right - left
+                    steep = 1.0 / slope if abs(slope) > slack else 0.0
+                    if steep == 0:
+                        run, low, high = _ZERO, 0, size
+                    elif steep > 0:
+                        low = _pixels_below((threshold - slack - left) * steep, start, per_weight, size)
+                        high = _pixels_below((threshold + slack - left) * steep, start, per_weight, size)
+                        run = _bits(high, size)
+                    else:
+                        low = _pixels_below((threshold + slack - left) * steep, start, per_weight, size)
+                        high = _pixels_below((threshold - slack - left) * steep, start, per_weight, size)
+                        run = _bits(0, low)
+                    for k in range(low, high):
+                        first, second = column_first[x0 + k], column_second[x0 + k]
+                        upper = np.float32(first * np.float64(a) + second * np.float64(b))
+                        lower = np.float32(first * np.float64(c) + second * np.float64(d))
+                        value = np.float32(one * np.float64(upper) + two * np.float64(lower))
+                        run |= _U64(value > limit) << _U64(k)
                     n = _set_run(run, y * across + x0, mask, touched, n)
     return n
 
@@ -251,7 +263,7 @@ def tally_units(
     pixels = rows[1].size * columns[1].size
     mask = np.zeros(words.shape[1] + 1, np.uint64)
     touched, drawn = np.empty(mask.size, np.int64), np.empty(mask.size, np.uint64)
-    one_map, lines = np.empty((height, width), np.float32), np.empty((3, 64), np.float32)
+    one_map = np.empty((height, width), np.float32)
     shown = np.zeros(unit_area.shape[2], np.bool_)
     inside = np.zeros(unit_area.shape[2], np.bool_)
     for b in range(samples):
@@ -264,7 +276,7 @@ def tally_units(
             if not np.float64(high[b, u]) > threshold[u]:
                 continue
             one_map[:] = values[b, u]
-            n = draw_mask(one_map, threshold[u], rows, columns, mask, touched, lines)
+            n = draw_mask(one_map, threshold[u], rows, columns, mask, touched)
             size = _ZERO
             for k in range(n):
                 drawn[k] = mask[touched[k]]
