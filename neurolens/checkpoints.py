@@ -259,7 +259,7 @@ def _fingerprinted(kept: list[Found], notes: list[str]) -> tuple[Checkpoint, ...
     checkpoints = []
     for f in kept:
         found = read.get(f.path, Fingerprint(expected.get(f.path, "")))
-        if not isinstance(found, Fingerprint):
+        if not isinstance(found, Fingerprint) and not revisions.refused(f.path):  # one note names all of those
             notes.append(f"'{f.path.name}' cannot be read: {getattr(found, 'strerror', None) or found}")
         checkpoints.append(Checkpoint(f.path, f.epoch, f.step, found.digest if isinstance(found, Fingerprint) else ""))
     return tuple(checkpoints)

@@ -85,6 +85,11 @@ def expected(path: Path) -> str | None:
     return remote.digest if remote is not None and not is_model_folder(path) else None
 
 
+def refused(path: Path) -> bool:
+    """Tell whether this is where a revision would lie that is not on this machine and cannot be fetched."""
+    return path in _refused and not path.exists()
+
+
 def here(path: Path) -> Path:
     """Return a checkpoint's path; fetch it first if it is a revision that may be fetched.
 

@@ -68,6 +68,7 @@ def test_discover__a_revision_that_is_not_here_fails_its_row_alone(cache):
     assert found.positions == (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
     assert [bool(c.digest) for c in found.checkpoints] == [True] * 6 + [False] * 6
     assert any("not on this machine: step32, step64, step128, step256 and 144 more" in note for note in found.notes)
+    assert not any("cannot be read" in note for note in found.notes), "they are named once, together"
     network = models.build(Model(name="transformers", transformers=HUB))
     checkpoints.load(network.module, found.checkpoints[5].path, TABLE, digest=found.checkpoints[5].digest)
     missing = found.checkpoints[6]
