@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -162,6 +163,24 @@ def test_packed__stopped_midway_leaves_nothing(root, monkeypatch):
     home = root.parent / "cache" / "neurolens" / "concepts"
     assert [path for path in home.iterdir() if path.is_dir()] == []
     assert found.packed().concept_area().sum() == sum(TRUTH.values())
+
+
+def test_packed__what_a_killed_process_left_is_removed(root):
+    found = broden(root)
+    left = root.parent / "cache" / "neurolens" / "concepts" / f".{bitplanes.PACKING_VERSION}-{found.key}-killed"
+    left.mkdir(parents=True)
+    (left / "bits.u64").write_bytes(b"half")
+    assert found.packed().concept_area().sum() == sum(TRUTH.values())
+    assert not left.exists()
+
+
+def test_packed__asked_for_at_once_are_decoded_once(root):
+    decoded = []
+    sets = [broden(root) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        every = list(pool.map(lambda found: found.packed(progress=lambda *done: decoded.append(done)), sets))
+    assert decoded == [(5, 5)]
+    assert {masks.folder for masks in every} == {every[0].folder}
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 256])

@@ -192,6 +192,8 @@ def packed_masks(
         home.mkdir(parents=True, exist_ok=True)
         with FileLock(home / f"{folder.name}.lock"):
             if not _is_whole(folder, images, label_size):
+                for killed in home.glob(f".{folder.name}-*"):  # by others than this process: it holds the lock
+                    shutil.rmtree(killed, ignore_errors=True)
                 made = Path(tempfile.mkdtemp(dir=home, prefix=f".{folder.name}-"))
                 try:
                     _write(made, images, planes, index, label_size, threads or os.cpu_count() or 1, progress)
