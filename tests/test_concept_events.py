@@ -59,6 +59,28 @@ def test_concept_events__are_born_where_they_first_live(by):
     assert 5 not in found["unit"].tolist()
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"k": 2}, [(1, 1, 5), (2, 0, 5), (4, 0, 1), (5, 0, 5), (8, 0, 5)]),
+        ({"k": 3}, [(1, 1, 5), (2, 0, 5), (4, 0, 1), (5, 0, 5), (8, 0, 5)]),
+        ({"k": 1, "min_alive": 3}, [(1, 1, 5), (5, 0, 5), (8, 0, 3)]),
+        ({"k": 2, "smoothing_window": 3}, [(1, 2, 6), (2, 0, 6), (4, 0, 3), (5, 0, 6), (8, 0, 5)]),
+    ],
+)
+def test_concept_events__by_unit_are_those_worked_by_hand(options, expected):
+    found = concept_events(by_unit(), by="unit", **options).query("end == 'death'")
+    assert list(zip(found["unit"] + 1, found["birth"], found["death"])) == expected
+
+
+def test_concept_events__carry_coordinates_to_group_by():
+    iou = drawn().assign_coords(module=("unit", list("abcabc")), label=("concept", [9, 8, 7, 6, 5]))
+    found = concept_events(iou)
+    assert (found["module"] == found["unit"].map(dict(enumerate("abcabc")))).all()
+    assert (found["label"] == 9 - found["concept"].str[1:].astype(int)).all()
+    assert "concept_category" not in found
+
+
 def test_concept_events__wait_for_a_death_to_be_confirmed():
     found = concept_events(by_unit(), by="unit-concept", k=3)
     deaths = found[found["end"] == "death"]

@@ -86,7 +86,8 @@ def concept_events(
     Returns
     -------
     DataFrame, one line per life, in order of unit, concept and birth
-        Its columns are those of `neurolens.schema.EVENTS` that apply. `end` is ``death``; ``alive``, at the end of the
+        Its columns are those of `neurolens.schema.EVENTS` that apply, and further coordinates of units and concepts, to
+        group by. `end` is ``death``; ``alive``, at the end of the
         record; ``unconfirmed``, where the record ends fewer than k checkpoints after the fall; ``absent``, where there
         is no score any more; or ``displaced``, of adopted tallies, where another concept of the category became the
         best. All but ``death`` are censored. ``attrs`` tell the series, its labels and the options.
@@ -206,7 +207,8 @@ def table_of(found: Trajectories, of: lives.Lives, rule: lives.Rule) -> pd.DataF
         "last_position": of.last,
         "death_position": _nullable(np.where(fell, of.death, -1)),
     }
-    table = pd.DataFrame({v.name: columns[v.name] for v in schema.EVENTS if v.name in columns})
+    declared = {v.name: columns[v.name] for v in schema.EVENTS if v.name in columns}
+    table = pd.DataFrame(declared | _further(found, places, {v.name for v in schema.EVENTS}))
     text = [v.name for v in schema.EVENTS if v.dtype == "str" and v.name in columns]
     table = table.astype(dict.fromkeys(text, "str"))
     table.attrs = about(found, rule) | {"checkpoints": np.asarray(stamps).tolist()}
@@ -262,6 +264,17 @@ def _identity(found: Trajectories, places: dict[str, Any], of: lives.Lives) -> d
         columns["concept"] = label[of.last, unit] if label.size else np.array([], str)
         columns["concept_birth"] = label[of.birth, unit] if label.size else np.array([], str)
     return columns
+
+
+def _further(found: Trajectories, places: dict[str, Any], taken: set[str]) -> dict[str, Any]:
+    """Return the other coordinates of units and concepts, to group by."""
+    out = {}
+    for name, coord in found.score.coords.items():
+        dim = coord.dims[0] if coord.ndim == 1 else None
+        if dim in places and name not in (*found.dims, "concept_category") and str(name) not in taken:
+            values = coordinate(found.score, str(name), str(dim))[places[str(dim)]]
+            out[str(name)] = pd.array(values, dtype="str") if values.dtype.kind in "US" else values
+    return out
 
 
 def _stamped(stamps: Any, positions: Any) -> Any:

@@ -30,7 +30,7 @@ def survival(
     Parameters
     ----------
     events : the table of `neurolens.concept_events`
-    by : a column of it (`layer`, `category`, `concept`, …), or any that was added; optional
+    by : a column of it (`layer`, `category`, any coordinate of units or concepts), or one that was added; optional
         Estimate each group by itself.
     confidence : float
         Coverage of the band at each time (not of the whole curve at once).
@@ -157,7 +157,7 @@ def _groups(events: pd.DataFrame, by: str | None) -> dict[Any, pd.DataFrame]:
         return {"all": events}
     if by not in events:
         raise SchemaError(f"the table has no column {by!r}; {nearest(by, map(str, events.columns))}")
-    return dict(iter(events.groupby(by, sort=False)))
+    return dict(iter(events.groupby(by, sort=False, dropna=False)))
 
 
 def _curve(group: pd.DataFrame, times: Any, confidence: float, method: str) -> dict[str, Any]:
