@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from dormancy_cases import raising
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mortality_cases import by_unit, drawn, iou_of
-from unit_cases import raising
 
 from neurolens.errors import SchemaError
 from neurolens.mortality import churn, concept_events, diversity, extinctions, label_drift

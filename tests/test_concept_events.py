@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from dormancy_cases import raising
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mortality_cases import by_unit, drawn, iou_of, slow_lives, slow_seed
-from unit_cases import raising
 
 from neurolens import schema
 from neurolens.errors import MissingMeasurementError, SchemaError

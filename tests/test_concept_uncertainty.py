@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from dormancy_cases import raising
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mortality_cases import by_unit, drawn, iou_of
 from scipy import stats
-from unit_cases import raising
 
 from neurolens.dissection import iou
 from neurolens.errors import SchemaError

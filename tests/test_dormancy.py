@@ -5,9 +5,9 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from dormancy_cases import H, drawn, raising, statistics
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from unit_cases import H, drawn, raising, statistics
 
 from neurolens.errors import SchemaError
 from neurolens.units import dormancy, dormancy_summary, dormant

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from unit_cases import H, drawn, statistics
+from dormancy_cases import H, drawn, statistics
 
 from neurolens.errors import MissingMeasurementError, NonFiniteError, SchemaError
 from neurolens.units import dormancy, dormancy_summary, dormant

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import xarray as xr
+from dormancy_cases import drawn, statistics, with_units
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit_cases import drawn, statistics, with_units
 
 import neurolens
 from neurolens import accessor

@@ -5,10 +5,10 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from dormancy_cases import H, raising, statistics, with_units
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
-from unit_cases import H, raising, statistics, with_units
 
 from neurolens.errors import MissingMeasurementError, SchemaError
 from neurolens.units import (

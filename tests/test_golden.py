@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from unit_cases import statistics
+from dormancy_cases import statistics
 
 from neurolens import spectrum_metrics
 

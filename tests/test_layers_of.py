@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from unit_cases import drawn
+from dormancy_cases import drawn
 
 import neurolens
 from neurolens.units.layers_of import layers_of

@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from dormancy_cases import drawn
 from matplotlib.collections import FillBetweenPolyCollection
-from unit_cases import drawn
 
 import neurolens
 from neurolens import plot

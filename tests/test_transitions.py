@@ -7,9 +7,9 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from dormancy_cases import MASKS, drawn, raising, with_units
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit_cases import MASKS, drawn, raising, with_units
 
 import neurolens
 from neurolens import accessor
