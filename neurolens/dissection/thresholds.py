@@ -181,10 +181,10 @@ class Thresholds:
         else:
             room = min(max(2 * positions, 2**14), self._budget)
             if room < positions:
-                needed = 4 * positions * self._units / _MIB
+                needed = -(-4 * positions * self._units // _MIB)
                 raise SchemaError(
                     f"memory_mib holds {room} activations of each of {self._units} units, and one map has {positions}; "
-                    f"give at least {needed:.0f} MiB"
+                    f"give at least {needed} MiB"
                 )
             self._file = _Regions(self._units, self._keep, room, self._folder)
         self._kept = np.empty((self._units, room), dtype=np.int32)
