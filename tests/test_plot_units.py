@@ -276,6 +276,8 @@ def test_rank_curves__draw_every_layer():
     found = neurolens.spectra(activations())
     ax = plot.rank_curves(found, variable="stable_rank")
     assert labels_of(ax) == ["first", "second"]
+    ax.figure.canvas.draw()
+    assert ax.get_legend().get_window_extent().x0 > ax.get_window_extent().x1, "the legend stands beside the lines"
     np.testing.assert_allclose(lines_of(ax)["first"].get_ydata(), found["stable_rank"].sel(layer="first"))
     with pytest.raises(SchemaError, match="did you mean 'stable_rank'"):
         plot.rank_curves(found, variable="stable_rnk")

@@ -142,10 +142,8 @@ def rank_curves(
         ax.set_ylim(0, float(np.nanmax(lines)) * 1.06)
         if many:
             _bar(ax, np.asarray(names), "layer")
-        elif len(names) > LISTED:
-            ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
         elif len(names) > 1:
-            ax.legend()
+            ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
         return ax
 
 
