@@ -1,28 +1,19 @@
 """Train a study's network with checkpoints, on Lightning: seeded, and resumable after a kill, bit for bit."""
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as lightning
 import numpy as np
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.callbacks import RichProgressBar
 
 from neurolens import models
 from neurolens.data import SampleSet, open_samples, study_samples, validation_table
 from neurolens.errors import DataError, ModelMismatchError, StudyError
-from neurolens.rows import device
-from neurolens.study import Compute, Study, Train
-from neurolens.training_fit import Fit, Row, resolved_milestones
+from neurolens.study import Study, Train
+from neurolens.training_schedule import Row, resolved_milestones
 from neurolens.training_state import Folder, settings_text
-
-_PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -100,10 +91,13 @@ def train(study: Study, *, progress: bool | Callable[[Row], None] = True, until:
         state = folder.read_resume(settings)
         resumed_from = None if state is None else int(state["epoch"])
         if state is None or state["epoch"] < last:
+            from neurolens.training_fit import Fit  # Lightning takes seconds to import
+            from neurolens.training_loop import fit_epochs
+
             if state is None and table.pretrained:
                 _load_pretrained(network.module, study.model.name)
             fit = Fit(study, network, samples, validation, folder, settings_text(settings), state, last)
-            _run(fit, study, progress)
+            fit_epochs(fit, study, progress)
             state = fit.resume_state()
         written = tuple(folder.path / name for name in state["written"])
         epoch = int(state["epoch"])
@@ -150,74 +144,6 @@ def _settings(
         "validation": validation.fingerprint if validation is not None else None,
         "checkpoints": {"pattern": study.checkpoints.pattern, "fields": study.checkpoints.fields},
     }
-
-
-def _run(fit: Fit, study: Study, progress: bool | Callable[[Row], None]) -> None:
-    fit.on_row = progress if callable(progress) else None
-    accelerator, devices = _devices(study.compute, fit.table.precision)
-    with _own_torch_state(study.compute.threads, cpu=accelerator == "cpu"), _quiet_lightning():
-        trainer = lightning.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            precision=_PRECISION[fit.table.precision],
-            max_epochs=fit.last,
-            reload_dataloaders_every_n_epochs=1,  # an epoch's length changes with exposure, and after a resumption
-            callbacks=[_Bar()] if progress is True else [],
-            plugins=[LightningEnvironment()],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=progress is True,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            benchmark=False,
-        )
-        done: Any = trainer.fit_loop.epoch_progress.current
-        done.ready = done.started = done.processed = done.completed = fit.epoch
-        trainer.fit(fit, fit.training_loader(), fit.validation_loader())
-
-
-class _Bar(RichProgressBar):
-    """Counts epochs from 1, as checkpoints are."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return f"epoch {current_epoch + 1} of {self.trainer.max_epochs}"
-
-
-def _devices(compute: Compute, precision: str) -> tuple[str, int | list[int]]:
-    kind, _, index = device(compute).partition(":")
-    if precision == "16" and kind == "cpu":
-        raise StudyError("train.precision = '16' needs a GPU; use '32', or 'bf16' on a CPU")
-    return kind, [int(index)] if index else 1
-
-
-@contextmanager
-def _own_torch_state(threads: int | None, *, cpu: bool) -> Iterator[None]:
-    """Give back torch's random state and thread count as they were."""
-    before = torch.get_num_threads()
-    with torch.random.fork_rng(() if cpu else range(torch.cuda.device_count())):
-        try:
-            if threads is not None:
-                torch.set_num_threads(threads)
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's advice and banners for as long as it runs, and nothing else."""
-    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        for module in (r"lightning\b.*", r"torch\.utils\._pytree", r"torchmetrics\b.*"):
-            warnings.filterwarnings("ignore", module=module)
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels):
-                logger.setLevel(level)
 
 
 def _load_pretrained(module: torch.nn.Module, name: str) -> None:
