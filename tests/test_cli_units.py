@@ -1,8 +1,11 @@
 """The command line on a study of units, from its first run to the log that another store adopts."""
 
+import collections
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import conftest
@@ -12,11 +15,12 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import neurolens
-from neurolens import rows
-from neurolens.cli import app
+from neurolens import checkpoints, data, models, rows
+from neurolens.cli import app, running
 from neurolens.cli.keeping import TEMPLATES
 from neurolens.study import load_study
 from neurolens.study_files import templates
+from neurolens.training import train
 
 UNITS = conftest.STUDY.replace("[samples]\n", "[units]\nclasses = true\n")
 
@@ -182,3 +186,41 @@ def test_templates__are_all_named_by_the_help():
 @pytest.mark.parametrize("name", sorted(templates()))
 def test_templates__name_units(name):
     assert "[units]" in (Path(neurolens.__file__).parent / "templates" / f"{name}.toml").read_text()
+
+
+def test_status__says_once_what_is_to_be_said_of_the_checkpoints(make_study):
+    path = make_study(checkpoints=3, text=conftest.STUDY + "\n[units]\n[activations]\n")
+    (path.parent / "checkpoints" / "epoch_9.pt.tmp").write_text("half")
+    printed = call("status", path)
+    for cube in ("samples", "units", "activations"):
+        assert cube in printed
+    assert printed.count("epoch_9.pt.tmp") == 1
+    assert printed.count("3 of 3 checkpoints") == 1
+
+
+def test_nothing_to_do__opens_data_checkpoints_and_network_once(make_study, monkeypatch):
+    path = measured(make_study(checkpoints=2, text=conftest.STUDY + "\n[units]\n[activations]\n"))
+    counts = collections.Counter()
+
+    def counting(module, name):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: (counts.update([name]), real(*a, **k))[1])
+
+    counting(data, "study_samples")
+    counting(models, "build")
+    counting(checkpoints, "discover")
+    done = running.nothing_to_do(load_study(path), ("samples", "units", "activations"))
+    assert done.reused == 6
+    assert counts == {"study_samples": 1, "build": 1, "discover": 1}
+
+
+def test_nothing_to_do__does_not_import_lightning(make_study):
+    path = make_study(text=conftest.STUDY + "\n[train]\nepochs = 1\n", checkpoints=0)
+    train(load_study(path), progress=False)
+    code = (
+        "import sys; from neurolens.cli.running import nothing_to_do; from neurolens.study import load_study;"
+        f"done = nothing_to_do(load_study({str(path)!r}), ('train',));"
+        "print(done.epochs, 'lightning' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["0", "False"]

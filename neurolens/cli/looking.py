@@ -30,7 +30,7 @@ def status(
 
     loaded = study_in(study, profile, overrides)
     store = rows.open_for_reading(loaded)
-    plans = [rows.plan(rows.gather(loaded, cube), store) for cube in rows.cubes(loaded)]
+    plans = [rows.plan(materials, store) for materials in rows.gather_all(loaded, rows.cubes(loaded))]
     if as_json:
         typer.echo(json.dumps([_as_dict(plan) for plan in plans], indent=2))
         return
@@ -56,11 +56,13 @@ def status(
                 "the study does not name them now",
             )
     console.print(table)
+    for note in dict.fromkeys(note for plan in plans for note in plan.notes):  # of the checkpoints, which cubes share
+        say(note)
+    for detail in dict.fromkeys(detail for plan in plans for detail in plan.details):
+        console.print(f"[dim]{escape(detail)}[/]")
     for plan in plans:
-        for note in (*plan.notes, *([f"the next run will {plan.change}"] if plan.change else [])):
-            say(f"{plan.cube}: {note}")
-        for detail in plan.details:
-            console.print(f"[dim]{plan.cube}: {escape(detail)}[/]")
+        if plan.change:
+            say(f"{plan.cube}: the next run will {plan.change}")
     if any(plan.todo for plan in plans):
         given = ([f"--profile {profile}"] if profile else []) + [f"--set '{text}'" for text in overrides or ()]
         say(" ".join(["to do: neurolens run", str(study), *given]))

@@ -92,22 +92,20 @@ def nothing_to_do(study: "Study", names: tuple[str, ...]) -> Outcome | None:
     from neurolens import rows
 
     outcome = Outcome()
-    for name in names:
-        if name == "train":
-            if not _trained(study):
-                return None
-        elif name in rows.MEASURES:
-            try:
-                plan = rows.plan(rows.gather(study, name), rows.open_for_reading(study))
-            except MissingCheckpointError:
-                if "train" in names:
-                    return None
-                raise
+    if not set(names) <= {"train", *rows.MEASURES} or ("train" in names and not _trained(study)):
+        return None
+    cubes = [name for name in names if name in rows.MEASURES]
+    store = rows.open_for_reading(study) if cubes else None
+    try:
+        for materials in rows.gather_all(study, cubes):
+            plan = rows.plan(materials, store)
             if plan.todo or plan.change:
                 return None
             outcome.reused += len(plan.rows)
-        else:
+    except MissingCheckpointError:
+        if "train" in names:
             return None
+        raise
     if "train" in names:
         from neurolens import training
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -77,16 +77,20 @@ class Materials:
     @contextlib.contextmanager
     def network(self) -> Iterator["Network"]:
         """Lend a built network; the caller fills its module."""
-        from neurolens import models
-
-        try:
-            network = self.networks.get_nowait()
-        except queue.Empty:
-            network = models.build(self.study.model)
+        network = self.taken()
         try:
             yield network
         finally:
             self.networks.put(network)
+
+    def taken(self) -> "Network":
+        """Take a built network out of the pool, for good; a new one where none is free."""
+        from neurolens import models
+
+        try:
+            return self.networks.get_nowait()
+        except queue.Empty:
+            return models.build(self.study.model)
 
 
 def cubes(study: Study) -> tuple[str, ...]:
@@ -94,8 +98,13 @@ def cubes(study: Study) -> tuple[str, ...]:
     return tuple(name for name in MEASURES if getattr(study, name, None) is not None)
 
 
-def gather(study: Study, cube: str = "samples") -> Materials:
+def gather(study: Study, cube: str = "samples", *, beside: Materials | None = None) -> Materials:
     """Open what the rows of ``cube`` are measured from.
+
+    Parameters
+    ----------
+    beside
+        What was opened for another cube of the same study: its samples, checkpoints and network are taken over.
 
     Raises
     ------
@@ -112,15 +121,18 @@ def gather(study: Study, cube: str = "samples") -> Materials:
         raise StudyError(f"there is no cube {cube!r}; {nearest(cube, MEASURES)}")
     if getattr(study, cube) is None:
         raise StudyError(f"study {study.name!r} does not ask for {cube}; add a [{cube}] table to its file")
-    network = models.build(study.model)
-    samples = data.study_samples(study)
+    if beside is None:
+        network, samples = models.build(study.model), data.study_samples(study)
+        series = checkpoints.discover(study.checkpoints, source=study.model.transformers)
+    else:
+        network, samples, series = beside.taken(), beside.samples, beside.series
     measure, table = import_module(MEASURES[cube]), getattr(study, cube)
     axes = measure.axes(network, samples, table) if hasattr(measure, "axes") else {}
     materials = Materials(
         study=study,
         cube=cube,
         samples=samples,
-        series=checkpoints.discover(study.checkpoints, source=study.model.transformers),
+        series=series,
         model=network.description,
         device=device(study.compute),
         axes=axes,
@@ -128,6 +140,20 @@ def gather(study: Study, cube: str = "samples") -> Materials:
     )
     materials.networks.put(network)
     return materials
+
+
+def gather_all(study: Study, names: Iterable[str]) -> Iterator[Materials]:
+    """Open what the rows of several cubes are measured from: samples, checkpoints and a network once for all.
+
+    Raises
+    ------
+    NeurolensError
+        As `gather`.
+    """
+    materials = None
+    for name in names:
+        materials = gather(study, name, beside=materials)
+        yield materials
 
 
 def open_for_reading(study: Study) -> "Store | None":
