@@ -272,6 +272,33 @@ def test_singular_values__name_the_nearest_layer():
         plot.singular_values(found)
 
 
+def test_dormancy_curves__have_their_legend_beside_band_and_lines():
+    ax = plot.dormancy_curves(cube(40))
+    ax.figure.canvas.draw()
+    assert ax.get_legend().get_window_extent().x0 > ax.get_window_extent().x1
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [[0, 1000, 143_000], [0, 1, 2, 4, 512, 1000, 143_000], [1000, 7000, 143_000], [0, 150, 9000], [5, 6, 900]],
+)
+def test_dormancy_curves__label_steps_far_apart_without_overlap(steps):
+    units = cube(len(steps)).rename(epoch="step").assign_coords(step=steps)
+    ax = plot.dormancy_curves(units)
+    ax.figure.canvas.draw()
+    low, high = ax.get_xlim()
+    labels = [t.label1 for t in ax.xaxis.get_major_ticks() if low <= t.get_loc() <= high and t.label1.get_text()]
+    boxes = [label.get_window_extent() for label in labels]
+    assert len(boxes) >= 2
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+def test_singular_values__have_their_legend_beside_the_lines():
+    ax = plot.singular_values(neurolens.spectra(activations()), layer="first")
+    ax.figure.canvas.draw()
+    assert ax.get_legend().get_window_extent().x0 > ax.get_window_extent().x1
+
+
 def test_rank_curves__draw_every_layer():
     found = neurolens.spectra(activations())
     ax = plot.rank_curves(found, variable="stable_rank")

@@ -128,9 +128,14 @@ def series_axis(ax: Axes, at: np.ndarray, series: str) -> None:
     ax.set_xlabel(series)
     gaps = np.diff(np.sort(np.asarray(at, np.float64)))
     if gaps.size and gaps.min() > 0 and gaps.max() >= UNEVEN * gaps.min():
-        ax.set_xscale("symlog", linthresh=max(1.0, gaps.min()))
+        linear = max(1.0, float(gaps.min()))
+        ax.set_xscale("symlog", linthresh=linear)
+        decades = 10.0 ** np.arange(np.ceil(np.log10(linear)), np.floor(np.log10(np.max(at))) + 1)
+        marked = ([0.0] if np.min(at) <= 0 else []) + [float(d) for d in decades if d >= np.min(at)]
+        if len(marked) > 1:  # the locator's own ticks crowd where the axis is linear
+            ax.set_xticks(marked)
     else:
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _brief(round(value))))
     if len(at) == 1:
         ax.set_xticks([float(at[0])])

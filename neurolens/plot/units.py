@@ -65,7 +65,7 @@ def dormancy_curves(data: xr.Dataset, *, dim: str | None = None, ax: Axes | None
     members = list(_members(summary, series))
     layers = int(summary["fraction"].notnull().any([d for d in summary["fraction"].dims if d != "layer"]).sum())
     with styled():
-        ax = new_axes(ax)
+        ax = new_axes(ax, size=(6.8, 3.6))
         at = np.asarray(summary[series]) if series in summary.coords else np.arange(summary.sizes[series])
         ax.set_title("Dormant units" if len(members) > 1 else _title("Dormant units", summary))
         ax.set_ylabel("share of units")
@@ -110,9 +110,7 @@ def _legend(ax: Axes, members: list[tuple[str, xr.Dataset]], layers: int) -> Non
         if len(members) <= BANDS:
             colour = GREY if several else BLUE
             handles.append(Patch(color=colour, alpha=0.25, linewidth=0, label="least to most dormant layer"))
-    outside = len(handles) > 5
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if outside else {"loc": "best"}
-    ax.legend(handles=handles, **place)
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
 def dormancy_heatmap(data: xr.Dataset, *, dim: str | None = None, ax: Axes | None = None) -> Axes:

@@ -124,7 +124,7 @@ def log_pictures(log: xr.Dataset) -> list[Picture]:
     series = schema.series_dim(summary["fraction"])
     labels = [str(label) for label in summary["log"].values.tolist()]
     with styled():
-        figure = new_figure((6.8 if len(labels) > 2 else 5.6, 3.6))
+        figure = new_figure((6.8, 3.6))
         dormancy_curves(summary, ax=figure.add_subplot())
         caption = f"Share of dormant units as logged: {_listed(labels)}. Nothing is averaged over logs."
         drawn = [Picture("log_dormancy", "Dormant units, adopted logs", caption, caption, figure)]
@@ -136,7 +136,7 @@ def log_pictures(log: xr.Dataset) -> list[Picture]:
 
 
 def _overview(given: UnitCounts) -> Picture:
-    figure = new_figure((10.6, 3.6))
+    figure = new_figure((12.4, 3.6))
     dormancy_curves(given.by_tau.isel(tau=-1), ax=figure.add_subplot(1, 2, 1))
     ax = dormancy_curves(given.by_definition, ax=figure.add_subplot(1, 2, 2))
     ax.set_title("By every definition")
@@ -200,7 +200,7 @@ def spectra_pictures(found: xr.Dataset) -> list[Picture]:
     chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(PANELS, len(names))).round().astype(int))]
     rows = -(-(len(chosen) + 1) // 2)
     with styled():
-        figure = new_figure((10.2, 3.4 * rows))
+        figure = new_figure((11.2, 3.4 * rows))
         for i, name in enumerate(chosen):
             singular_values(found, layer=name, ax=figure.add_subplot(rows, 2, i + 1))
         rank_curves(found, ax=figure.add_subplot(rows, 2, len(chosen) + 1))

@@ -86,7 +86,7 @@ def singular_values(
         plain_log_ticks(ax.xaxis)
         _log_ticks(ax, lines[lines > 0])
         if listed and len(at) > 1:
-            ax.legend(loc="lower left")
+            ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
         elif not listed:
             _bar(ax, at, series)
         return ax
@@ -128,7 +128,8 @@ def rank_curves(
     with styled():
         ax = new_axes(ax)
         title = variable.replace("_", " ").capitalize()
-        ax.set_title(f"{title} of {pattern}" if pattern else title)
+        of = pattern or (names[0] if len(names) == 1 and "layer" in ranks.coords else "")
+        ax.set_title(f"{title} of {of}" if of else title)
         ax.set_ylabel(variable.replace("_", " "))
         series_axis(ax, at, series)
         if not np.isfinite(lines).any():
