@@ -145,8 +145,8 @@ def test_read_log__says_what_it_passes_over(tmp_path):
     path.write_text("\n".join([*text, text[1].replace(",7,", ",N/A,"), text[1].replace("40.0", "60.0")]) + "\n")
     log, notes = read_log(path)
     assert log["pct_dormant"].item() == 60
-    assert "1 lines without a number" in notes[0]
-    assert "1 lines were logged again" in notes[1]
+    assert "1 line without a number" in notes[0]
+    assert "1 line logged again" in notes[1]
 
 
 @pytest.mark.parametrize(
@@ -169,3 +169,33 @@ def test_read_log__refuses_what_is_no_log(tmp_path, change, message):
 
 def test_natural__sorts_numbers_as_numbers():
     assert sorted(["h.10.a", "h.2.a", "h.2.10", "h.a", "h"], key=natural) == ["h", "h.2.10", "h.2.a", "h.10.a", "h.a"]
+
+
+def test_read_log__reads_what_a_spreadsheet_saved(tmp_path):
+    path = export_dormancy(units_of(), tmp_path / "log.csv", model="m")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    log, notes = read_log(path)
+    assert notes == ()
+    np.testing.assert_array_equal(log["num_dormant"], np.full((1, 1, 2), 2))
+    assert len(lines_of(export_dormancy(units_of(), path, model="m"))) == 2
+
+
+def test_read_log__says_that_the_reference_counts_no_unit_of_a_silent_layer(tmp_path):
+    path = export_dormancy(units_of(), tmp_path / "log.csv", model="m")
+    lines = lines_of(path)
+    lines[0] |= {"num_dormant": "0", "pct_dormant": "0.0", "avg_activation": "0.0", "max_activation": "0.0"}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(lines)
+    log, notes = read_log(path)
+    assert log["num_dormant"].sel(layer="b.2").item() == 0
+    (note,) = notes
+    assert note.startswith("1 line of layers that are silent as a whole")
+
+
+@pytest.mark.parametrize("text", ["", "\r\n", ",".join(COLUMNS) + "\r\n"])
+def test_read_log__names_a_log_without_lines(tmp_path, text):
+    (tmp_path / "log.csv").write_text(text)
+    with pytest.raises(DataError, match=r"log\.csv holds no line of a log"):
+        read_log(tmp_path / "log.csv")

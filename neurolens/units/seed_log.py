@@ -5,6 +5,7 @@ One line per (model, revision, step, threshold, layer). Lines end in CR LF, as c
 
 import csv
 import datetime
+import io
 import os
 import re
 import tempfile
@@ -167,14 +168,14 @@ def _revision(pattern: str | None, dim: str, known: Mapping[str, int]) -> str:
 def _read(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """Read the lines of a log; none where the file is absent or empty."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a mark at the beginning
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a log ({error}); name another file") from error
     if not text.strip():
         return []
-    reader = csv.DictReader(text.splitlines())
+    reader = csv.DictReader(io.StringIO(text))
     found = tuple(reader.fieldnames or ())
     _require_columns(path, found, columns)
     lines = list(reader)
@@ -195,7 +196,7 @@ def _require_columns(path: Path, found: Sequence[str], columns: Sequence[str]) -
     raise DataError(
         f"{path} is no dormancy log: it has columns {', '.join(found) or 'none'}; "
         f"{'lacking: ' + ', '.join(lacking) if lacking else 'needed, in this order: ' + ', '.join(columns)}; "
-        "name another file, or replace it with mode='write'"
+        "name another file"
     )
 
 
@@ -237,13 +238,15 @@ def read_log(path: str | os.PathLike[str]) -> tuple[xr.Dataset, tuple[str, ...]]
     if not path.exists():
         near = [p.name for p in path.parent.glob("*.csv")] if path.parent.is_dir() else []
         raise DataError(f"{path}: there is no such file; {nearest(path.name, near)}")
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         header = tuple(next(csv.reader(file), ()))
     lines = _read(path, (*COLUMNS, TRUE_MAX) if TRUE_MAX in header else COLUMNS)
     notes = []
     dated = [(line, step) for line in lines if (step := _step(line["step"])) is not None]
     if len(dated) < len(lines):
-        notes.append(f"{len(lines) - len(dated)} lines without a number as their step were passed over")
+        notes.append(f"{_lines_of(len(lines) - len(dated))} without a number as step passed over")
+    if not lines:
+        raise DataError(f"{path} holds no line of a log; name a log that was written to")
     if not dated:
         raise DataError(f"{path} has no line with a number as its step; name a log of several checkpoints")
     figures: dict[tuple[int, tuple[str, float], str], list[float]] = {}
@@ -254,7 +257,13 @@ def read_log(path: str | os.PathLike[str]) -> tuple[xr.Dataset, tuple[str, ...]]
         twice += at in figures
         figures[at] = numbers[1:]
     if twice:
-        notes.append(f"{twice} lines were logged again later; the last of each counts")
+        notes.append(f"{_lines_of(twice)} logged again later; the last of each counts")
+    silent = sum(figure[1] == 0 and figure[3] == 0 for figure in figures.values())  # num_dormant, avg_activation
+    if silent:
+        notes.append(
+            f"{_lines_of(silent)} of layers that are silent as a whole, of whose units the reference counts none as "
+            "dormant; taken as logged"
+        )
     steps = sorted({step for step, _, _ in figures})
     logs = sorted({log for _, log, _ in figures})
     layers = sorted({layer for _, _, layer in figures}, key=natural)
@@ -272,6 +281,10 @@ def read_log(path: str | os.PathLike[str]) -> tuple[xr.Dataset, tuple[str, ...]]
     declared = {v.name: v for v in schema.DORMANCY.variables}
     variables = {name: (("step", "log", "layer"), cells[i], declared[name].attrs) for i, name in enumerate(FIGURES)}
     return xr.Dataset(variables, coords, attrs={"imported_from": str(path)}), tuple(notes)
+
+
+def _lines_of(count: int) -> str:
+    return f"{count} line{'s' * (count != 1)}"
 
 
 def _step(text: str) -> int | None:
