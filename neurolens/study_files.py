@@ -53,14 +53,14 @@ def init_study(path: str | Path, template: str = "digits") -> Path:
     path
         A file that ends in ``.toml``, or a folder, which gets a ``study.toml``. Missing folders are made.
     template
-        One of ``templates()``.
+        One of ``templates()``; a hyphen stands for an underscore.
 
     Raises
     ------
     StudyError
         If there is no such template, the file exists already, or it cannot be written.
     """
-    known = templates()
+    known, template = templates(), template.replace("-", "_")
     if template not in known:
         raise StudyError(f"there is no study template {template!r}; {nearest(template, known)}")
     path = Path(path).expanduser()

@@ -303,6 +303,11 @@ def test_init_study__keeps_to_the_recipes_of_the_references(tmp_path):
     assert (prod.train.augment, prod.model.preprocessing.resize) == (("crop", "flip"), 256)
 
 
+def test_init_study__takes_a_hyphen_for_an_underscore(tmp_path):
+    written = [init_study(tmp_path / f"{name}.toml", name) for name in ("cifar-resnet18", "cifar_resnet18")]
+    assert written[0].read_text(encoding="utf-8") == written[1].read_text(encoding="utf-8")
+
+
 def test_init_study__points_editors_at_the_schema(tmp_path):
     first = init_study(tmp_path).read_text(encoding="utf-8").splitlines()[0]
     assert first == f"#:schema {SCHEMA.as_uri()}"
