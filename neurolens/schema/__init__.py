@@ -12,6 +12,8 @@ from typing import Any
 import xarray as xr
 
 from neurolens.errors import MissingMeasurementError, SchemaError, nearest
+from neurolens.schema.concepts import CONCEPTS
+from neurolens.schema.effects import EFFECTS
 from neurolens.schema.mortality_results import EVENTS, MORTALITY_RESULTS
 from neurolens.schema.records import PROVENANCE, SERIES, SERIES_DIMS, Cube, Part, Variable
 from neurolens.schema.samples import (
@@ -34,10 +36,12 @@ from neurolens.schema.units import ACTIVATIONS, DORMANCY, UNITS
 
 __all__ = [
     "ACTIVATIONS",
+    "CONCEPTS",
     "CORRECT",
     "CUBES",
     "CURVATURE",
     "DORMANCY",
+    "EFFECTS",
     "EL2N",
     "ENTROPY",
     "EVENTS",
@@ -67,7 +71,7 @@ __all__ = [
     "write_templates",
 ]
 
-CUBES: dict[str, Cube] = {cube.name: cube for cube in (SAMPLES, UNITS, ACTIVATIONS, DORMANCY)}
+CUBES: dict[str, Cube] = {cube.name: cube for cube in (SAMPLES, UNITS, ACTIVATIONS, CONCEPTS, EFFECTS, DORMANCY)}
 
 
 def series_dim(data: xr.Dataset | xr.DataArray, dim: str | None = None) -> str:

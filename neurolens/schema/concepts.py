@@ -6,7 +6,7 @@ _LITE = "act_cat of NetDissect-Lite"
 _PAPER = "Bau et al. 2017, section 2.3"
 CONCEPTS = Cube(
     "concepts",
-    (SERIES, "block", "unit", "concept", "category"),
+    (SERIES, "block", "unit", "concept", "category", "rank", "rotation"),
     (
         Part(
             "counts",
@@ -44,6 +44,50 @@ CONCEPTS = Cube(
                 Variable("n_images", (SERIES, "block"), "float64", "1", "images of the block"),
             ),
         ),
+        Part(
+            "top",
+            (
+                Variable(
+                    "top_value",
+                    (SERIES, "unit", "rank"),
+                    "float32",
+                    "activation",
+                    "largest activations over the images, each image's maximum, decreasing",
+                ),
+                Variable(
+                    "top_sample",
+                    (SERIES, "unit", "rank"),
+                    "int32",
+                    "1",
+                    "their images, by position along `sample`",
+                    fill=-1,
+                    opened="float64",
+                ),
+            ),
+            option="top",
+        ),
+        Part(
+            "rotated",
+            (
+                Variable(
+                    "rotated_score",
+                    (SERIES, "rotation", "unit"),
+                    "float64",
+                    "1",
+                    "IoU of a unit of the rotated layer with its best concept",
+                    "Bau et al. 2017, section 3.2",
+                ),
+                Variable(
+                    "rotated_score_lite",
+                    (SERIES, "rotation", "unit"),
+                    "float64",
+                    "1",
+                    "the same, in the union of NetDissect-Lite",
+                    _LITE,
+                ),
+            ),
+            option="rotations",
+        ),
     ),
     coords=(
         Variable("block", ("block",), "int64", "1", "block of images, for the bootstrap"),
@@ -54,6 +98,9 @@ CONCEPTS = Cube(
         Variable("label", ("concept",), "int64", "1", "its number in the concept data"),
         Variable("concept_category", ("concept",), "str", "", "its primary category"),
         Variable("category", ("category",), "str", "", "name of the category"),
+        Variable("rank", ("rank",), "int64", "1", "0 for the largest"),
+        Variable("sample", ("sample",), "str", "", "ids of the images that top_sample counts in"),
+        Variable("rotation", ("rotation",), "int64", "1", "number of the random rotation of each layer's units"),
     ),
     description="what each unit's mask and each concept have in common, at each checkpoint",
 )

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from neurolens.settings import read_settings
-from neurolens.study.analyses import Activations, Samples, Units
+from neurolens.study.analyses import Activations, ConceptFiles, Concepts, Effects, Samples, Units
 from neurolens.study.inputs import Data, Exposure, LabelNoise, Selection, Text, Train, Validation
 from neurolens.study.tables import (
     FACTORY,
@@ -31,7 +31,10 @@ __all__ = [
     "CheckpointFile",
     "Checkpoints",
     "Compute",
+    "ConceptFiles",
+    "Concepts",
     "Data",
+    "Effects",
     "Exposure",
     "LabelNoise",
     "Model",
@@ -64,6 +67,8 @@ class Study(Table):
     samples: Samples | None = Field(None)
     units: Units | None = Field(None)
     activations: Activations | None = Field(None)
+    concepts: Concepts | None = Field(None)
+    effects: Effects | None = Field(None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -77,6 +82,8 @@ class Study(Table):
                     f"data.exposure names classes {outside}, and the network has classes 0 to "
                     f"{self.model.classes - 1}; correct them or model.classes"
                 )
+        if self.effects is not None and self.concepts is None:
+            raise ValueError("[effects] are of units whose concepts died, and there is no [concepts] table; add one")
         if self.train is not None:
             self._check_written_names(self.train)
         return self
