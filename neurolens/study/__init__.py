@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from neurolens.settings import read_settings
 from neurolens.study.analyses import Activations, ConceptFiles, Concepts, Effects, Samples, Units
@@ -55,9 +55,14 @@ __all__ = [
 
 
 class Study(Table):
-    """A whole study: one file, one run, one store."""
+    """A whole study: one file, one run, one store; or a run and a store for each of its seeds."""
 
     name: str = Field("run", min_length=1, description="Name of the run.")
+    seeds: tuple[NonNegativeInt, ...] = Field(
+        (),
+        description="One run per seed, e.g. [0, 1, 2], in the place of train.seed: named NAME-seed0, with checkpoints in "
+        "checkpoints.folder/seed-0 and a store of its own, store-seed-0.icechunk.",
+    )
     model: Model = Field(default_factory=Model)
     checkpoints: Checkpoints = Field(default_factory=Checkpoints)
     data: Data = Field(default_factory=Data)
@@ -82,11 +87,23 @@ class Study(Table):
                     f"data.exposure names classes {outside}, and the network has classes 0 to "
                     f"{self.model.classes - 1}; correct them or model.classes"
                 )
+        self._check_seeds()
         if self.effects is not None and self.concepts is None:
             raise ValueError("[effects] are of units whose concepts died, and there is no [concepts] table; add one")
         if self.train is not None:
             self._check_written_names(self.train)
         return self
+
+    def _check_seeds(self) -> None:
+        twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"seeds lists {twice[0]} more than once; each is a run of its own, so name it once")
+        for name in ("files", "revisions") if self.seeds else ():
+            if getattr(self.checkpoints, name):
+                raise ValueError(
+                    f"seeds read checkpoints from a folder each, and checkpoints.{name} names those of one run; drop "
+                    "seeds and write a study per run, or name the folder that holds seed-0, seed-1, …"
+                )
 
     def _check_written_names(self, train: Train) -> None:
         """Training writes checkpoints under the pattern, so each must get a name of its own."""
