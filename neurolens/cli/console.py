@@ -26,6 +26,7 @@ complaints = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A store (folder or s3://…), or the study file that names it.")]
 Profile = Annotated[str | None, typer.Option("--profile", "-p", help="Use this one of the study's profiles.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of a study that lists seeds, the run of this one.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one key.")]
 
 
@@ -89,20 +90,36 @@ def study_in(path: Path, profile: str | None = None, overrides: list[str] | None
     return load_study(path, profile=profile, overrides=tuple(overrides or ()))
 
 
-def store_of(run: str, profile: str | None = None) -> "StoreTable":
+def run_in(
+    path: Path, profile: str | None = None, overrides: list[str] | None = None, seed: int | None = None
+) -> "Study":
+    """Load the study of one run: of a study that lists seeds, that of one of them.
+
+    Raises
+    ------
+    StudyError
+        If it is wrong, or lists seeds and none of them is named.
+    """
+    from neurolens.study.seeds import one_run
+
+    return one_run(study_in(path, profile, overrides), seed)
+
+
+def store_of(run: str, profile: str | None = None, seed: int | None = None) -> "StoreTable":
     """Return the store that a RUN argument means.
 
     Raises
     ------
     StudyError
-        If it is neither a store nor the file of a study.
+        If it is neither a store nor the file of a study, or the study lists seeds and none of them is named.
     """
     from neurolens.study import StoreTable
 
     if run.endswith(".toml"):
-        return study_in(Path(run), profile).store
-    if profile is not None:
-        raise StudyError(f"--profile goes with a study file, and {run} is a store; name the file, or leave it out")
+        return run_in(Path(run), profile, None, seed).store
+    for option, given in (("--profile", profile), ("--seed", seed)):
+        if given is not None:
+            raise StudyError(f"{option} goes with a study file, and {run} is a store; name the file, or leave it out")
     studies = sorted(Path(run).glob("*.toml")) if not (Path(run) / "refs").is_dir() else []
     if studies:
         raise StudyError(f"{run} is a folder and no store; name the study in it: {studies[0]}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neurolens.cli.console import Profile, Run, say, store_of, study_in
+from neurolens.cli.console import Profile, Run, Seed, run_in, say, store_of
 from neurolens.errors import DataError, MissingMeasurementError
 
 if TYPE_CHECKING:
@@ -23,13 +23,14 @@ def plot(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default: plots beside the store.")] = None,
     external: External = None,
     profile: Profile = None,
+    seed: Seed = None,
 ) -> None:
     """Save every picture that a run allows, of whatever its store holds.
 
     A study file as RUN adds training curves and images.
     """
-    study, place = study_of(run, profile)
-    folder = out or Path("plots" if study is None else Path(run).parent / "plots")
+    study, place = study_of(run, profile, seed)
+    folder = out or Path("plots" if study is None else Path(run).parent / f"plots{_ending(seed)}")
     for path in save_pictures(place, folder, study, external):
         say(f"wrote {path}")
 
@@ -39,19 +40,25 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; default: report.html.")] = None,
     external: External = None,
     profile: Profile = None,
+    seed: Seed = None,
 ) -> None:
     """Write one self-contained HTML page: pictures, key figures, ledger, provenance, what to try next."""
-    study, place = study_of(run, profile)
-    page = out or Path("report.html" if study is None else Path(run).parent / "report.html")
+    study, place = study_of(run, profile, seed)
+    page = out or Path("report.html" if study is None else Path(run).parent / f"report{_ending(seed)}.html")
     say(f"wrote {save_report(place, page, study, run, external)}")
 
 
-def study_of(run: str, profile: str | None) -> "tuple[Study | None, Any]":
+def study_of(run: str, profile: str | None, seed: int | None = None) -> "tuple[Study | None, Any]":
     """Return the study that a RUN argument names, if it is one, and the store."""
     if not run.endswith(".toml"):
-        return None, store_of(run, profile)
-    study = study_in(Path(run), profile)
+        return None, store_of(run, profile, seed)
+    study = run_in(Path(run), profile, None, seed)
     return study, study.store
+
+
+def _ending(seed: int | None) -> str:
+    """Return what keeps the files of one seed apart from those of the others."""
+    return "" if seed is None else f"-seed-{seed}"
 
 
 def cubes_of(place: Any) -> "dict[str, xr.Dataset]":

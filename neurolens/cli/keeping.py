@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from neurolens.cli.console import BAD_INPUT, Overrides, Profile, Run, console, say, store_of, study_in
+from neurolens.cli.console import BAD_INPUT, Overrides, Profile, Run, Seed, console, run_in, say, store_of
 from neurolens.errors import StudyError, nearest
 
 TEMPLATES = sorted(path.stem for path in (Path(__file__).parents[1] / "templates").glob("*.toml"))
@@ -30,22 +30,25 @@ def init(
 
 
 def tag(
-    run: Run, name: Annotated[str, typer.Argument(help="The tag, e.g. thesis-v1.")], profile: Profile = None
+    run: Run,
+    name: Annotated[str, typer.Argument(help="The tag, e.g. thesis-v1.")],
+    profile: Profile = None,
+    seed: Seed = None,
 ) -> None:
     """Name the present state of a run for good."""
     from neurolens.store import open_store
 
-    place = store_of(run, profile)
+    place = store_of(run, profile, seed)
     store = open_store(place.url, endpoint=place.endpoint, region=place.region)
     snapshot = store.tag(name)
     say(f"{name} is snapshot {snapshot}: neurolens.open_run({store.url!r}, tag={name!r})")
 
 
-def doctor(run: Run, profile: Profile = None) -> None:
+def doctor(run: Run, profile: Profile = None, seed: Seed = None) -> None:
     """Probe a store, or the place for one: can it be read, written, shared and trusted from here?"""
     from neurolens.store.doctor import doctor as probe
 
-    place = store_of(run, profile)
+    place = store_of(run, profile, seed)
     checks = probe(place.url, endpoint=place.endpoint, region=place.region)
     for check in checks:
         console.print(f"[green]ok[/]      {check.name}: " if check.ok else f"[red]not ok[/]  {check.name}: ", end="")
@@ -61,11 +64,12 @@ def maintain(
     ] = None,
     grace_days: Annotated[float, typer.Option("--grace-days", help="Never delete objects younger than this.")] = 1.0,
     profile: Profile = None,
+    seed: Seed = None,
 ) -> None:
     """Look after a store: build tiles, let old snapshots expire, and free what nothing refers to."""
     from neurolens.store.maintain import maintain as look_after
 
-    place = store_of(run, profile)
+    place = store_of(run, profile, seed)
     done = look_after(
         place.url,
         expire=None if expire_days is None else datetime.timedelta(days=expire_days),
@@ -86,11 +90,12 @@ def export_zarr(
     tag: Annotated[str | None, typer.Option("--tag", help="Export this tag instead of the newest state.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     profile: Profile = None,
+    seed: Seed = None,
 ) -> None:
     """Write a run as plain, consolidated Zarr: opened by xarray without neurolens."""
     from neurolens.store.export import export_zarr as export
 
-    place = store_of(run, profile)
+    place = store_of(run, profile, seed)
     written = export(place.url, path, tag=tag, endpoint=place.endpoint, region=place.region, overwrite=overwrite)
     say(f"wrote {written}: xarray.open_datatree({str(written)!r}, engine='zarr', chunks={{}})")
 
@@ -108,6 +113,7 @@ def export_csl(
     ] = "error",
     compat: Annotated[str | None, typer.Option("--compat", help="'seed': the reference's arithmetic.")] = None,
     profile: Profile = None,
+    seed: Seed = None,
 ) -> None:
     """Write cumulative loss and learning time as the reference does: csl_*.npy, lt_*.npy, metrics_*.json."""
     import xarray as xr
@@ -116,7 +122,7 @@ def export_csl(
 
     _one_of("--compat", compat, (None, "seed"))
     _one_of("--missing", missing, ("error", "drop"))
-    place = store_of(run, profile)
+    place = store_of(run, profile, seed)
     options = {"endpoint": place.endpoint, "region": place.region}
     ds = xr.open_dataset(place.url, group="samples", engine="neurolens", chunks={}, backend_kwargs=options)
     name = dataset or str(ds.attrs.get("data", "data")).replace(":", "_")
@@ -147,6 +153,7 @@ def import_samples(
         str, typer.Option("--gradient", help="What loss_grad is: grad_norm (input) or grand (parameters).")
     ] = "grad_norm",
     profile: Profile = None,
+    seed: Seed = None,
     overrides: Overrides = None,
 ) -> None:
     """Adopt the per-epoch files that the reference's scorers wrote, and say what is missing."""
@@ -154,7 +161,7 @@ def import_samples(
     from neurolens.rows.adopting import adopt
     from neurolens.samples.seed_files import read_samples
 
-    loaded = study_in(study, profile, overrides)
+    loaded = run_in(study, profile, overrides, seed)
     ds, notes = read_samples(
         folder, dataset=dataset or loaded.data.source, run=run_index, noise=noise, scheme=scheme, gradient=gradient
     )
@@ -180,6 +187,7 @@ def export_dormancy(
     ] = "error",
     compat: Annotated[str | None, typer.Option("--compat", help="'seed': number layers as the reference does.")] = None,
     profile: Profile = None,
+    seed: Seed = None,
 ) -> None:
     """Write dormant units per layer and checkpoint as the reference logs them: a CSV."""
     import xarray as xr
@@ -189,7 +197,7 @@ def export_dormancy(
     _one_of("--compat", compat, (None, "seed"))
     _one_of("--missing", missing, ("error", "drop"))
     _one_of("--mode", mode, ("append", "write"))
-    place = store_of(run, profile)
+    place = store_of(run, profile, seed)
     options = {"endpoint": place.endpoint, "region": place.region}
     ds = xr.open_dataset(place.url, group="units", engine="neurolens", chunks={}, backend_kwargs=options)
     written = export(

@@ -60,8 +60,8 @@ class Study(Table):
     name: str = Field("run", min_length=1, description="Name of the run.")
     seeds: tuple[NonNegativeInt, ...] = Field(
         (),
-        description="One run per seed, e.g. [0, 1, 2], in the place of train.seed: named NAME-seed0, with checkpoints in "
-        "checkpoints.folder/seed-0 and a store of its own, store-seed-0.icechunk.",
+        description="One run per seed, e.g. [0, 1, 2], in the place of train.seed: named NAME-seed0, with checkpoints "
+        "in checkpoints.folder/seed-0 and a store of its own, store-seed-0.icechunk.",
     )
     model: Model = Field(default_factory=Model)
     checkpoints: Checkpoints = Field(default_factory=Checkpoints)
