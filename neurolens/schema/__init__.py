@@ -31,6 +31,7 @@ from neurolens.schema.samples import (
     RESULTS,
     SAMPLES,
 )
+from neurolens.schema.tallies import TALLIES
 from neurolens.schema.unit_results import UNIT_RESULTS
 from neurolens.schema.units import ACTIVATIONS, DORMANCY, UNITS
 
@@ -58,6 +59,7 @@ __all__ = [
     "SAMPLES",
     "SERIES",
     "SERIES_DIMS",
+    "TALLIES",
     "UNITS",
     "UNIT_RESULTS",
     "Cube",
@@ -71,7 +73,9 @@ __all__ = [
     "write_templates",
 ]
 
-CUBES: dict[str, Cube] = {cube.name: cube for cube in (SAMPLES, UNITS, ACTIVATIONS, CONCEPTS, EFFECTS, DORMANCY)}
+CUBES: dict[str, Cube] = {
+    cube.name: cube for cube in (SAMPLES, UNITS, ACTIVATIONS, CONCEPTS, EFFECTS, TALLIES, DORMANCY)
+}
 
 
 def series_dim(data: xr.Dataset | xr.DataArray, dim: str | None = None) -> str:

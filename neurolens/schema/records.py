@@ -59,13 +59,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Cube:
-    """A group of the store: its dims, and its variables by part."""
+    """A group of the store: its dims, and its variables by part.
+
+    ``adopted`` is the command that brings in a cube that is not measured here.
+    """
 
     name: str
     dims: tuple[str, ...]
     parts: tuple[Part, ...]
     coords: tuple[Variable, ...] = ()
     description: str = ""
+    adopted: str = ""
 
     @property
     def variables(self) -> tuple[Variable, ...]:
@@ -74,6 +78,8 @@ class Cube:
 
     def mend(self, variable: str) -> str:
         """Say how a variable that was not measured comes to be measured."""
+        if self.adopted:
+            return self.adopted
         option = self.part_of(variable).option
         switch = f" with {option} = true in the study's [{self.name}] table" if option else ""
         return f"`neurolens run STUDY --only {self.name}`{switch}"

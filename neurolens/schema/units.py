@@ -166,4 +166,5 @@ DORMANCY = Cube(
         Variable("layer", ("layer",), "str", "", "name of the layer"),
     ),
     description="adopted dormancy logs: counts per layer, measured elsewhere",
+    adopted="`neurolens import dormancy CSV --store STORE`",
 )
