@@ -12,7 +12,7 @@ from neurolens.data import shown
 from neurolens.data.concepts import open_concepts
 from neurolens.data.shapes import make_concepts
 from neurolens.dissection import Tally, Thresholds, iou, pack_labels
-from neurolens.dissection.measure import dissect
+from neurolens.dissection.measure import dissect, own_thresholds
 from neurolens.errors import CaptureError, NonFiniteError, SchemaError
 from neurolens.layers import find_layers
 from neurolens.study import Preprocessing
@@ -81,6 +81,34 @@ def test_dissect__with_given_thresholds_counts_the_same_in_one_pass():
     assert told == [(11, 11)]
 
 
+def test_own_thresholds__are_those_that_dissect_finds_first():
+    net, samples, (truth, category) = digits(), images(), labelled()
+    told = []
+    own = own_thresholds(net, samples, layers=LAYERS, quantile=0.1, progress=lambda *done: told.append(done))
+    found = dissect(net, samples, pack_labels(truth, (8, 8), category), layers=LAYERS, quantile=0.1)
+    assert (own == found["threshold"]).all()
+    assert told == [(11, 11)]
+    lite = own_thresholds(net, samples, layers=LAYERS[::-1], compat="lite")
+    assert lite.shape == own.shape
+    assert (lite != own).any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_dissect__has_the_images_that_excite_each_unit_most(batch_size):
+    net, samples, (truth, category) = digits(), images(), labelled()
+    labels = pack_labels(truth, (8, 8), category)
+    found = dissect(net, samples, labels, layers=LAYERS, top=13, batch_size=batch_size)
+    largest = np.concatenate([maps.max(axis=(2, 3)) for maps in collected(net, samples)], axis=1)
+    order = np.argsort(-largest, axis=0, kind="stable").T
+    np.testing.assert_allclose(found["top_value"][:, :11], np.take_along_axis(largest.T, order, axis=1), atol=1e-5)
+    assert np.isnan(found["top_value"][:, 11:]).all()
+    assert (found["top_sample"][:, 11:] == -1).all()
+    assert (np.sort(found["top_sample"][:, :11], axis=1) == np.arange(11)).all()
+    again = np.take_along_axis(largest.T, found["top_sample"][:, :11].astype(int), axis=1)
+    np.testing.assert_allclose(again, found["top_value"][:, :11], atol=1e-5)
+    assert "top_value" not in dissect(net, samples, labels, layers=LAYERS)
+
+
 def test_dissect__has_areas_of_generated_concepts_and_nothing_of_a_dead_unit(shapes):
     concepts, masks = shapes
     net = Net(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()), Preprocessing(mean=(0, 0, 0), std=(1, 1, 1)))
@@ -133,6 +161,8 @@ def test_dissect__says_what_is_wrong():
         dissect(net, samples, pack_labels(truth[:10], (8, 8), category), layers=LAYERS)
     with pytest.raises(SchemaError, match="one for each of"):
         dissect(net, samples, labels, layers=LAYERS, thresholds=[1.0])
+    with pytest.raises(SchemaError, match="top=-1"):
+        dissect(net, samples, labels, layers=LAYERS, top=-1)
     flat = [layer.name for layer in find_layers(net.module, ["**"], torch.zeros(2, 1, 8, 8)) if not layer.shape]
     with pytest.raises(CaptureError, match="name layers of convolutions"):
         dissect(net, samples, labels, layers=[*LAYERS, flat[-1]])

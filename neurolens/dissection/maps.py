@@ -45,8 +45,10 @@ def floats(keys: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
     return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(np.float32)
 
 
-def maps_of(maps: npt.ArrayLike, units: int, *, seen: int = 0, workers: int = 1) -> Maps:
+def maps_of(maps: npt.ArrayLike | Maps, units: int, *, seen: int = 0, workers: int = 1) -> Maps:
     """Take a batch of maps (B, U, h, w), or of values (B, U); read where it lies if that is channels first or last.
+
+    What was taken already is returned as it is, so that several who look at a batch check it once.
 
     Raises
     ------
@@ -55,7 +57,9 @@ def maps_of(maps: npt.ArrayLike, units: int, *, seen: int = 0, workers: int = 1)
     NonFiniteError
         If a value is NaN or infinite, naming the image (``seen`` came before) and the unit.
     """
-    values = np.asarray(maps)
+    if isinstance(maps, Maps) and maps.values.shape[1] == units:
+        return maps
+    values = np.asarray(maps.values if isinstance(maps, Maps) else maps)
     if values.dtype.kind != "f" or values.ndim not in (2, 4) or values.shape[1] != units or not all(values.shape[1:]):
         raise SchemaError(
             f"found {values.dtype} of shape {values.shape}; maps (images, {units} units, h, w) of floats are needed; "
