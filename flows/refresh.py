@@ -1,5 +1,6 @@
 """Look for new checkpoints, and run all that a study names."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow, task
@@ -13,6 +14,7 @@ from neurolens.flows import registry
 from neurolens.flows.running import link_report
 from neurolens.store.tiles import build_tiles
 from neurolens.study import Study, load_study
+from neurolens.study.seeds import each_seed, require_checkpoints
 
 
 @task(name="tiles", task_run_name="tiles", cache_policy=NO_CACHE)
@@ -43,7 +45,8 @@ def refresh(
 ) -> Any:
     """Bring a run up to date: find its checkpoints, and measure those that are new or changed.
 
-    The store's URL is returned. The flow run ends Failed, with the list, if a row failed.
+    The store's URL is returned; of a study that lists seeds, whose runs are brought up to date one after the other, a
+    list of them. The flow run ends Failed, with the list, if a row failed.
 
     Args:
         file: The study file. It is read at every run, so editing it is all it takes to change what a schedule does.
@@ -58,11 +61,22 @@ def refresh(
         assert file is not None
         study = load_study(file, profile=profile, overrides=tuple(overrides or ()))
     names = registry.names_of(study, train=train)
+    require_checkpoints(study)
+    if not study.seeds:
+        done, message = refresh_run(study, names)
+        return Completed(message=message, data=study.store.url) if done else Failed(message=message)
+    found = {one.name: refresh_run(one, names) for one in each_seed(study)}
+    message = "; ".join(f"{name}: {message}" for name, (_, message) in found.items())
+    if not all(done for done, _ in found.values()):
+        return Failed(message=message)
+    return Completed(message=message, data=[one.store.url for one in each_seed(study)])
+
+
+def refresh_run(study: Study, names: Sequence[str]) -> tuple[bool, str]:
+    """Run the flows of one run; return whether all of them did what they should, and what they say."""
     states = {name: job(study, return_state=True) for name, job in registry.load(names).items()}
-    if any(state.name != "Cached" for state in states.values()):
+    if any(state.name != "Cached" for state in states.values()) and rows.open_for_reading(study) is not None:
         tidy(study)
         report(study)
     message = "; ".join(f"{name}: {str(state.message).removeprefix(f'{name}: ')}" for name, state in states.items())
-    if not all(state.is_completed() for state in states.values()):
-        return Failed(message=message)
-    return Completed(message=message, data=study.store.url)
+    return all(state.is_completed() for state in states.values()), message

@@ -10,37 +10,83 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from neurolens.cli.console import Overrides, Profile, Run, console, listing, say, store_of, study_in
+from neurolens.cli.console import Overrides, Profile, Run, Seed, console, listing, run_in, say, store_of, study_in
+from neurolens.errors import MissingCheckpointError
 
 if TYPE_CHECKING:
     from neurolens.rows import Plan, Row
+    from neurolens.study import Study
 
 COLOURS = {"done": "green", "missing": "yellow", "stale": "magenta", "failed": "red"}
+UNTRAINED = (("", "none yet", "[yellow]missing[/]", "0", "train"),)
 
 
 def status(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file.")],
     profile: Profile = None,
+    seed: Seed = None,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what is done, missing, stale or failed, and why: cubes × checkpoints. Nothing is computed or written."""
+    """Show what is done, missing, stale or failed, and why: cubes × checkpoints. Nothing is computed or written.
+
+    Of a study that lists seeds, what is the same in several runs is told once.
+    """
+    from neurolens.checkpoint_files import spans
+    from neurolens.study.seeds import each_seed, require_checkpoints
+
+    loaded = study_in(study, profile, overrides) if seed is None else run_in(study, profile, overrides, seed)
+    require_checkpoints(loaded)
+    planned = [(one.name, _plans(one, untrained=bool(loaded.seeds))) for one in each_seed(loaded)]
+    if as_json:
+        named = ((plan, {"run": run} if loaded.seeds else {}) for run, plans in planned for plan in plans or ())
+        typer.echo(json.dumps([run | _as_dict(plan) for plan, run in named], indent=2))
+        return
+    lines: dict[tuple[str, ...], list[int]] = {}
+    for which, (_, plans) in zip(loaded.seeds or (0,), planned):
+        for line in UNTRAINED if plans is None else _lines(plans):
+            lines.setdefault(line, []).append(which)
+    names = (*(["seeds"] if loaded.seeds else []), "cube", "checkpoints", "state", "rows", "to do, and why")
+    place = ", ".join(one.store.url for one in each_seed(loaded))
+    table = listing(f"{loaded.name}: {place}", *names, wrapped=("checkpoints", "to do, and why"))
+    for line, seeds in sorted(lines.items(), key=lambda entry: entry[1]):
+        table.add_row(*([spans(seeds)] if loaded.seeds else []), *line)
+    console.print(table)
+    plans = [plan for _, found in planned for plan in found or ()]
+    for note in dict.fromkeys(note for plan in plans for note in plan.notes):  # of the checkpoints, which cubes share
+        say(note)
+    for detail in dict.fromkeys(detail for plan in plans for detail in plan.details):
+        console.print(f"[dim]{escape(detail)}[/]")
+    for text in dict.fromkeys(f"{plan.cube}: the next run will {plan.change}" for plan in plans if plan.change):
+        say(text)
+    if any(plan.todo for plan in plans) or any(found is None for _, found in planned):
+        given = [f"--profile {profile}"] if profile else []
+        given += [f"--seed {seed}"] if seed is not None else []
+        given += [f"--set '{text}'" for text in overrides or ()]
+        say(" ".join(["to do: neurolens run", str(study), *given]))
+
+
+def _plans(study: "Study", *, untrained: bool) -> "list[Plan] | None":
+    """Return the plan of each cube; None where there is no checkpoint yet, if that may be."""
     from neurolens import rows
+
+    store = rows.open_for_reading(study)
+    try:
+        return [rows.plan(materials, store) for materials in rows.gather_all(study, rows.cubes(study))]
+    except MissingCheckpointError:
+        if not untrained or study.train is None:
+            raise
+        return None
+
+
+def _lines(plans: "list[Plan]") -> Iterator[tuple[str, ...]]:
+    """Return the lines of the table: rows of one cube that are in the same state for the same reason."""
     from neurolens.checkpoint_files import spans
 
-    loaded = study_in(study, profile, overrides)
-    store = rows.open_for_reading(loaded)
-    plans = [rows.plan(materials, store) for materials in rows.gather_all(loaded, rows.cubes(loaded))]
-    if as_json:
-        typer.echo(json.dumps([_as_dict(plan) for plan in plans], indent=2))
-        return
-    names = ("cube", "checkpoints", "state", "rows", "to do, and why")
-    wrapped = ("checkpoints", "to do, and why")
-    table = listing(f"{loaded.name}: {loaded.store.url}", *names, wrapped=wrapped)
     for plan in plans:
         for group in _alike(plan.rows):
             first = group[0]
-            table.add_row(
+            yield (
                 plan.cube,
                 f"{plan.series} {spans(row.position for row in group)}",
                 f"[{COLOURS[first.state]}]{first.state}[/]",
@@ -48,24 +94,8 @@ def status(
                 escape("\n".join(filter(None, (", ".join(first.missing), first.why)))),
             )
         if plan.kept:
-            table.add_row(
-                plan.cube,
-                f"{plan.series} {spans(plan.kept)}",
-                "kept",
-                str(len(plan.kept)),
-                "the study does not name them now",
-            )
-    console.print(table)
-    for note in dict.fromkeys(note for plan in plans for note in plan.notes):  # of the checkpoints, which cubes share
-        say(note)
-    for detail in dict.fromkeys(detail for plan in plans for detail in plan.details):
-        console.print(f"[dim]{escape(detail)}[/]")
-    for plan in plans:
-        if plan.change:
-            say(f"{plan.cube}: the next run will {plan.change}")
-    if any(plan.todo for plan in plans):
-        given = ([f"--profile {profile}"] if profile else []) + [f"--set '{text}'" for text in overrides or ()]
-        say(" ".join(["to do: neurolens run", str(study), *given]))
+            why = "the study does not name them now"
+            yield plan.cube, f"{plan.series} {spans(plan.kept)}", "kept", str(len(plan.kept)), why
 
 
 def _alike(rows: Iterable["Row"]) -> Iterator[list["Row"]]:
@@ -94,6 +124,7 @@ def show(
     run: Run,
     history: Annotated[int, typer.Option("--history", help="How many snapshots to list.")] = 5,
     profile: Profile = None,
+    seed: Seed = None,
 ) -> None:
     """Show what is in a run: variables and their sizes, provenance, tags and history."""
     from neurolens.backend import open_run
@@ -101,7 +132,7 @@ def show(
     from neurolens.schema import CUBES
     from neurolens.store import open_store
 
-    place = store_of(run, profile)
+    place = store_of(run, profile, seed)
     store = open_store(place.url, endpoint=place.endpoint, region=place.region, readonly=True)
     console.print(f"[bold]{escape(str(store.attributes().get('run')))}[/]  {escape(store.url)}")
     for cube in CUBES.values():

@@ -2,19 +2,21 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from neurolens.cli import serving
-from neurolens.cli.console import ROWS_FAILED, Overrides, Profile, complain, console, say, study_in
+from neurolens.cli.console import ROWS_FAILED, Overrides, Profile, Seed, complain, console, run_in, say, study_in
 from neurolens.cli.drawing import save_pictures, save_report
 from neurolens.cli.watching import Outcome, Watch
 from neurolens.errors import MissingCheckpointError, NeurolensError, StudyError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from neurolens.study import Study
 
 
@@ -32,22 +34,29 @@ def run(
         str | None, typer.Option("--only", help="Run these flows only, e.g. train,samples. Default: all it names.")
     ] = None,
     profile: Profile = None,
+    seed: Seed = None,
     overrides: Overrides = None,
 ) -> None:
-    """Bring a run's store up to date with its study: train if asked to, and measure what is missing."""
-    loaded = study_in(study, profile, overrides)
+    """Bring a run's store up to date with its study: train if asked to, and measure what is missing.
+
+    Of a study that lists seeds, all runs are brought up to date, one after the other, or that of --seed.
+    """
+    from neurolens.study.seeds import each_seed
+
+    loaded = study_in(study, profile, overrides) if seed is None else run_in(study, profile, overrides, seed)
     outcome = run_study(loaded, None if only is None else tuple(name.strip() for name in only.split(",")))
     say(outcome.summary)
     if outcome.failed:
         raise typer.Exit(ROWS_FAILED)
-    say(f"store: {loaded.store.url}")
+    for one in each_seed(loaded):
+        say(f"store: {one.store.url}")
 
 
 def run_study(study: "Study", only: tuple[str, ...] | None = None) -> Outcome:
-    """Run a study's flows in this process, showing progress.
+    """Run a study's flows in this process, showing progress; of a study that lists seeds, those of each run.
 
-    Without a Prefect server of one's own (PREFECT_API_URL), a temporary one is started. It takes seconds, so it is
-    left out where nothing is to be done.
+    A run that fails as a whole does not keep the others from being run. Without a Prefect server of one's own
+    (PREFECT_API_URL), a temporary one is started. It takes seconds, so it is left out where nothing is to be done.
 
     Raises
     ------
@@ -55,36 +64,52 @@ def run_study(study: "Study", only: tuple[str, ...] | None = None) -> Outcome:
         If the study, its data, its store or the Prefect server are at fault; failed rows are told of in the result.
     """
     from neurolens.flows import registry
+    from neurolens.study.seeds import each_seed, require_checkpoints
 
     names = registry.names_of(study) if only is None else only
     registry.find(names)
+    require_checkpoints(study)
     serving.prepare()
-    done = nothing_to_do(study, names)
-    if done is not None and not serving.of_ones_own():
-        return done
-    watch = Watch()
+    watch, todo = Watch(), []
+    for one in each_seed(study):
+        done = nothing_to_do(one, names)
+        if done is None or serving.of_ones_own():
+            todo.append(one)
+        else:
+            watch.outcome.add(done)
+    if not todo:
+        return watch.outcome
     with watch.progress, watch.console.status("starting Prefect") as status, serving.serving(watch.progress.stop):
         flows = registry.load(names)
         from neurolens.flows.running import listening
 
         watch.status = status
         with listening(watch):
-            for name, flow in flows.items():
-                before = watch.outcome.failed
-                state = flow(study, return_state=True)
-                watch.close()
-                if state.is_completed() or watch.outcome.failed > before:  # its rows have said why
-                    continue
-                error = state.result(raise_on_failure=False)
-                if isinstance(error, BaseException):
-                    if not watch.outcome.failed or not isinstance(error, NeurolensError):
-                        raise error
-                    watch.outcome.failure(name, str(error))
-                else:
-                    watch.outcome.failure(name, str(state.message))
+            for one in todo:
+                watch.run = one.name if study.seeds else ""
+                _run_flows(one, flows, watch)
     for who, why in watch.outcome.reasons:
         complain(f"{who}: {why}")
     return watch.outcome
+
+
+def _run_flows(study: "Study", flows: "Mapping[str, Any]", watch: Watch) -> None:
+    """Run the flows of one run, as far as they get; failures are counted, unless there is this run alone."""
+    for name, flow in flows.items():
+        before = watch.outcome.failed
+        state = flow(study, return_state=True)
+        watch.close()
+        if state.is_completed() or watch.outcome.failed > before:  # its rows have said why
+            continue
+        who, error = f"{watch.run} {name}".strip(), state.result(raise_on_failure=False)
+        if isinstance(error, BaseException):
+            if not (watch.outcome.failed or watch.run) or not isinstance(error, NeurolensError):
+                raise error
+            watch.outcome.failure(who, str(error))
+            if name == "train":
+                return  # what follows would measure its checkpoints
+        else:
+            watch.outcome.failure(who, str(state.message))
 
 
 def nothing_to_do(study: "Study", names: tuple[str, ...]) -> Outcome | None:

@@ -40,6 +40,14 @@ class Outcome:
         self.failed += 1
         self.reasons[who, why] = None
 
+    def add(self, other: "Outcome") -> None:
+        """Count what another run did too."""
+        self.computed += other.computed
+        self.reused += other.reused
+        self.epochs += other.epochs
+        self.failed += other.failed
+        self.reasons |= other.reasons
+
     @property
     def summary(self) -> str:
         """One line for people."""
@@ -75,9 +83,13 @@ def _column(text: str) -> TextColumn:
 
 
 class Watch:
-    """Listens to the flows and shows them: a bar per flow with its rows, rate and time left."""
+    """Listens to the flows and shows them: a bar per flow with its rows, rate and time left.
+
+    ``run`` is the name of the run that they work on, where there are several.
+    """
 
     def __init__(self) -> None:
+        self.run = ""
         self.outcome = Outcome()
         self.status: Status | None = None
         self.console = live_console()
@@ -101,7 +113,7 @@ class Watch:
             return
         with self._lock:
             if result.outcome == "failed":
-                self.outcome.failure(result.row.path.name, result.why)
+                self.outcome.failure(f"{self.run} {result.row.path.name}".strip(), result.why)
             elif result.outcome == "computed":
                 self.outcome.computed += 1
             else:
@@ -126,4 +138,4 @@ class Watch:
     def _start(self, name: str, total: int) -> None:
         if self.status is not None:
             self.status.stop()
-        self._bar = self.progress.add_task(name, total=total, note="") if total else None
+        self._bar = self.progress.add_task(f"{self.run} {name}".strip(), total=total, note="") if total else None
