@@ -4,7 +4,7 @@ import dask.array as da
 import numpy as np
 import pytest
 from mortality_cases import EIGHT
-from tally_cases import TREE, ratio, tree, write
+from tally_cases import TREE, both, ratio, tree, write
 
 from neurolens.errors import DataError
 from neurolens.mortality import concept_events, read_tallies
@@ -160,6 +160,11 @@ def test_read_tallies__two_concepts_of_one_name_stay_two(tmp_path):
         ("unit,category,label,score\n1,object,dog,high\n", "score of unit 1 is 'high'; a number was needed"),
         ("unit,category,label,score\n0,object,dog,0.1\n", "units are whole numbers, one line each"),
         ("unit,category,label,score,object-iou\n1,object,dog,0.1,0.1\n", "lacks the column 'object-label'"),
+        (
+            "unit,category,label,score,object-label,object-truth,object-activation,object-intersect,object-iou\n"
+            "1,objects,dog,0.5,dog,2,2,2,1\n",
+            "'objects' is the category of a unit, and of no column; did you mean 'object'",
+        ),
     ],
 )
 def test_read_tallies__say_what_is_wrong_with_a_file(tmp_path, text, message):
@@ -178,6 +183,32 @@ def test_read_tallies__say_what_is_missing(tmp_path):
     tree(tmp_path)
     write(tmp_path / "epoch_2" / "layer4" / "tally.csv", {1: TREE[1][1]})
     with pytest.raises(DataError, match="epoch_2 has no unit 2 of layer 'layer4'"):
+        read_tallies(tmp_path)
+
+
+def test_read_tallies__refuse_what_was_dissected_with_other_concepts(tmp_path):
+    path = tree(tmp_path) / "epoch_2" / "layer4" / "tally.csv"
+    write(path, {unit: both(row["color"], ("dog", 61, 50, 30)) for unit, row in TREE[1].items()})
+    with pytest.raises(
+        DataError, match=r"'dog' is 60 in epoch_0 of layer4 and 61 in epoch_2 of layer4.*--differing keep"
+    ):
+        read_tallies(tmp_path)
+    kept = read_tallies(tmp_path, differing="keep")
+    assert kept["truth"].sel(epoch=2, category="object").data.tolist() == [61, 61]
+    write(path, {unit: {"object": row["object"]} for unit, row in TREE[1].items()}, categories=("object",))
+    with pytest.raises(
+        DataError, match="epoch_2 of layer4 has columns for the categories object, and epoch_0 of layer4"
+    ):
+        read_tallies(tmp_path)
+    kept = read_tallies(tmp_path, differing="keep")
+    assert np.isnan(kept["best_iou"].sel(epoch=2, category="color")).all()
+
+
+def test_read_tallies__refuse_steps_that_start_anew_in_every_epoch(tmp_path):
+    tree(tmp_path, ("epoch_0_iter_300", "epoch_0_iter_600", "epoch_1_iter_450"))
+    with pytest.raises(
+        DataError, match="epoch_0_iter_600 is of a later step and an earlier epoch than epoch_1_iter_450"
+    ):
         read_tallies(tmp_path)
 
 

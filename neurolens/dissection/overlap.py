@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from neurolens import schema
+from neurolens.dissection.adopted import from_cube, is_adopted
 from neurolens.errors import MissingMeasurementError, SchemaError, nearest
 from neurolens.inference import bootstrap_counts, percentile_interval, require_resampling
 from neurolens.schema.dissection_results import DISSECTION_RESULTS
@@ -35,7 +36,8 @@ def iou(
     Parameters
     ----------
     concepts : Dataset with `intersection`, `concept_area`, `unit_area` and, of "lite", `unit_area_lite`
-        The opened concepts cube, or a selection of it, also at one checkpoint. NaN is *not measured*.
+        The opened concepts cube, or a selection of it, also at one checkpoint. NaN is *not measured*. Or the cube of
+        adopted tallies along its series, whose reading is its own.
     reading : {"paper", "lite"}
     by : {None, "block"}
         None: over all images. "block": over each block of images by itself.
@@ -46,7 +48,8 @@ def iou(
     -------
     iou : (series, unit, concept) float64, with `block` or the other dims of ``weights``; lazy if ``concepts`` is
         Dimensionless, 0 to 1. NaN where it was not measured, where the unit has no mask on any image that shows
-        something (a dead unit, or layer), and where no image shows the concept.
+        something (a dead unit, or layer), and where no image shows the concept. Of tallies: NaN for all but the best
+        concept of each category.
 
     Raises
     ------
@@ -65,6 +68,8 @@ def iou(
         raise SchemaError(f"reading={reading!r} is unknown; {nearest(str(reading), AREAS)}")
     if by not in (None, "block") or (by and weights is not None):
         raise SchemaError(f"by={by!r} with weights is none of None and 'block'; weights are for sums over blocks")
+    if is_adopted(concepts):
+        return _adopted(concepts, by is not None or weights is not None)
     codes = _category_codes(concepts, AREAS[reading], "unit_area", "intersection", "concept_area")
     over = _weights(concepts, weights)
     fired = _summed(concepts["unit_area"].sum("category", skipna=False), None, by) > 0
@@ -83,7 +88,7 @@ def best_concept(
 
     Parameters
     ----------
-    concepts : the concepts cube as for `iou`, or IoU (series, unit, concept) with coordinate `concept_category`
+    concepts : a cube as for `iou`, or IoU (series, unit, concept) with coordinate `concept_category`
     reading : {"paper", "lite"}
         Of a cube.
     by : {None, "category"}
@@ -107,11 +112,12 @@ def best_concept(
     """
     if by not in (None, "category"):
         raise SchemaError(f"by={by!r} is unknown; {nearest(str(by), ('category',))}, or leave it out")
+    concepts = iou(concepts) if is_adopted(concepts) else concepts
     score = iou(concepts, reading=reading) if isinstance(concepts, xr.Dataset) else concepts
     lacking = [name for name in ("concept", "concept_category") if name not in score.coords]
     if lacking or "unit" not in score.dims:
         raise SchemaError(f"found {dict(score.sizes)} without {lacking or 'unit'}; give the concepts cube, or iou(…)")
-    names, of = (np.asarray(held(score[name])).astype(str) for name in ("concept", "concept_category"))
+    names, of = (np.asarray(held(score[name]).tolist(), str) for name in ("concept", "concept_category"))
     categories = _categories(concepts, of)
     numbers = np.asarray(held(score["label"])) if "label" in score.coords else np.arange(len(names))
     order = np.lexsort((numbers, np.array([categories.index(c) for c in of])))
@@ -166,8 +172,9 @@ def detectors(concepts: xr.Dataset | xr.DataArray, *, tau: float = TAU, reading:
     """
     if not (np.ndim(tau) == 0 and 0 < tau <= 1):
         raise SchemaError(f"tau={tau!r} is no IoU; give a number above 0 and at most 1, e.g. 0.04")
+    concepts = iou(concepts) if is_adopted(concepts) else concepts
     best = best_concept(concepts, reading=reading)
-    of = np.asarray(held(concepts["concept_category"])).astype(str)
+    of = np.asarray(held(concepts["concept_category"]).tolist(), str)
     categories = _categories(concepts, of)
     codes = np.array([categories.index(c) for c in of], dtype=np.int64)
     position = best["position"].where(best["score"] >= tau, -1)
@@ -256,6 +263,15 @@ def iou_interval(
         known = _ordered(bound, concepts["intersection"]).where(score.notnull())
         found[name] = schema.label(known, DISSECTION_RESULTS[name])
     return xr.Dataset(found, attrs=kept_attrs(concepts) | attrs)
+
+
+def _adopted(tallies: xr.Dataset, resampled: bool) -> xr.DataArray:
+    if resampled:
+        raise SchemaError("tallies hold sums over all images, and no blocks of them; leave by= and weights= out")
+    known = from_cube(tallies)
+    if "iou" not in known:
+        raise SchemaError("these tallies had no columns per category, only the score of each unit's best concept")
+    return _labelled(known["iou"], "iou", tallies, absent=known["iou"].attrs["absent"])
 
 
 def _bounds(intersection: Any, area: Any, concept_area: Any, draws: Any, confidence: float) -> tuple[Any, Any]:
@@ -350,7 +366,7 @@ def _category_codes(concepts: Any, *names: str) -> Any:
     lacking += [name for name in ("category", "concept_category") if name not in concepts.coords]
     if lacking:
         raise SchemaError(f"there is no {lacking[0]!r}; found {dict(concepts.sizes)}; select with lists to keep dims")
-    of = np.asarray(held(concepts["concept_category"])).astype(str)
+    of = np.asarray(held(concepts["concept_category"]).tolist(), str)
     known = _categories(concepts, of)
     return np.array([known.index(category) for category in of], dtype=np.int64)
 
@@ -359,7 +375,7 @@ def _categories(data: xr.Dataset | xr.DataArray, of: Any) -> list[str]:
     """Return the categories in order: those along `category`, else in the order of the concepts."""
     if "category" not in data.coords:
         return list(dict.fromkeys(of.tolist()))
-    known = np.asarray(held(data["category"])).astype(str).tolist()
+    known = np.asarray(held(data["category"])).tolist()
     unknown = sorted(set(of.tolist()) - set(known))
     if unknown:
         raise SchemaError(

@@ -17,6 +17,7 @@ from neurolens.mortality.inputs import (
     best_of,
     codes_of,
     described,
+    opened,
     rule_of,
     trajectories_of,
     whole_series,
@@ -225,6 +226,7 @@ def _detected(
 ) -> tuple[Trajectories, xr.DataArray, list[str]]:
     """Return the number of each unit's concept where it is a detector, −1 elsewhere: (series, unit), and the names."""
     rule_of(tau, 1, 0.0, 1, 1)
+    scores = opened(scores)
     labelled = labels is not None or (isinstance(scores, xr.Dataset) and {"score", "label"} <= set(scores))
     found = trajectories_of(scores, labels, UNIT if labelled else None, missing=missing, dim=dim)
     if found.by == PAIR:

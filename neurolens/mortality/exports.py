@@ -13,7 +13,7 @@ import xarray as xr
 
 from neurolens import schema
 from neurolens.errors import DataError, SchemaError
-from neurolens.mortality.tallies import COLUMNS, FIGURES, FILE
+from neurolens.mortality.tally_files import COLUMNS, FIGURES, FILE
 from neurolens.units.inputs import OnMissing, labels_of, listed
 from neurolens.units.layers_of import held
 from neurolens.units.seed_log import natural

@@ -10,6 +10,7 @@ from dask import config
 
 from neurolens import schema
 from neurolens.dissection import best_concept
+from neurolens.dissection.adopted import from_cube, is_adopted, spread_codes
 from neurolens.errors import MissingMeasurementError, SchemaError
 from neurolens.mortality.lives import Rule
 from neurolens.units.inputs import OnMissing, choice, labels_of, listed
@@ -131,30 +132,6 @@ def spread(score: xr.DataArray, label: xr.DataArray | None) -> xr.DataArray:
     )
 
 
-def spread_codes(score: xr.DataArray, codes: xr.DataArray, names: Any) -> xr.DataArray:
-    """Return (series, unit, concept) of scores (series, unit, category) of concepts by number. Lazy, in blocks.
-
-    What is not among a unit's concepts is NaN, and ends as *displaced*.
-    """
-    series = schema.series_dim(score)
-    per_unit = max(1, score.sizes[series] * len(names) * 8)
-    block = int(max(1, min(score.sizes["unit"], 2**24 // per_unit)))
-    chunks = {series: -1, "unit": block, "category": -1}
-    out: xr.DataArray = xr.apply_ufunc(
-        _spread,
-        score.copy(data=score.variable.chunk(chunks).data),  # coordinates stay as they are
-        codes.copy(data=codes.variable.chunk(chunks).data),
-        input_core_dims=[["category"], ["category"]],
-        output_core_dims=[["concept"]],
-        kwargs={"n": len(names)},
-        dask="parallelized",
-        output_dtypes=[np.float64],
-        dask_gufunc_kwargs={"output_sizes": {"concept": len(names)}},
-    )
-    out = out.assign_coords(concept=("concept", np.asarray(names, np.dtypes.StringDType())))
-    return out.rename("iou").assign_attrs(long_name="intersection over union", units="1", absent="displaced")
-
-
 def codes_of(label: xr.DataArray) -> tuple[list[str], xr.DataArray]:
     """Return the names that occur, sorted, and their numbers (…); −1 where the label is empty. **Eager.**"""
     names, codes = np.unique(np.asarray(held(label).tolist(), str), return_inverse=True)
@@ -186,9 +163,17 @@ def described(results: Mapping[str, xr.DataArray], origin: xr.DataArray, **attrs
     return xr.Dataset(labelled, attrs=kept | {key: value for key, value in attrs.items() if value is not None})
 
 
+def opened(scores: Any) -> Any:
+    """Return scores as they are followed: the node of a tree as its Dataset, an adopted cube as what it tells."""
+    if isinstance(scores, xr.DataTree):
+        scores = scores.to_dataset()
+    return from_cube(scores) if is_adopted(scores) else scores
+
+
 def _taken(
     scores: Scores, labels: xr.DataArray | None, by: str | None, compat: str | None
 ) -> tuple[xr.DataArray, xr.DataArray | None]:
+    scores = opened(scores)
     if isinstance(scores, xr.DataArray):
         return scores, labels
     if not isinstance(scores, xr.Dataset):
@@ -219,15 +204,14 @@ def _measured(
         return score, label
     where = listed(labels_of(score, series)[~done])
     if missing == "error" or not done.any():
+        adopted = score.attrs.get("cube") == schema.TALLIES.name
+        mend = (
+            f"import them: {schema.TALLIES.adopted}"
+            if adopted
+            else "measure them: `neurolens run STUDY --only concepts`"
+        )
         raise MissingMeasurementError(
-            f"concepts were not measured at {series} {where}; measure them: `neurolens run STUDY --only concepts`, "
-            'or pass missing="drop" to leave them out'
+            f'concepts were not measured at {series} {where}; {mend}, or pass missing="drop" to leave them out'
         )
     at = {series: np.flatnonzero(done)}
     return score.isel(at), None if label is None else label.isel(at)
-
-
-def _spread(score: Any, codes: Any, n: int) -> Any:
-    out = np.full((*score.shape[:-1], n + 1), np.nan)
-    np.put_along_axis(out, np.where(codes < 0, n, codes), score, axis=-1)
-    return out[..., :n]
