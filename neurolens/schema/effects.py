@@ -32,6 +32,21 @@ EFFECTS = Cube(
                     "mean logit of the class over its samples without the unit; NaN for units not asked for",
                     _ABLATION,
                 ),
+                Variable(
+                    "ablated_lost",
+                    (SERIES, "unit", "class"),
+                    "float64",
+                    "1",
+                    "samples of the class told right only with the unit; NaN for units not asked for",
+                ),
+                Variable(
+                    "ablated_m2",
+                    (SERIES, "unit", "class"),
+                    "float64",
+                    "logit**2",
+                    "sum of squared deviations of the samples' fall of the logit from its mean in the class; NaN for "
+                    "units not asked for",
+                ),
             ),
         ),
         Part(

@@ -106,7 +106,7 @@ def axes(
         low, high = bin_edges()
         found["bin"] = Axis(np.arange(BINS), {"low": low, "high": high})
     if "classes" in wanted:
-        found["class"] = Axis(_class_ids(samples))
+        found["class"] = Axis(class_ids(samples))
     if "positions" in wanted:
         found["position"] = Axis(np.arange(longest_text(samples, network)))
     if "top" in wanted:
@@ -332,7 +332,7 @@ class _Bench:
         return self.masks[1], self.masks[2]
 
 
-def _class_ids(samples: "SampleSet") -> Array:
+def class_ids(samples: "SampleSet") -> Array:
     """Return the names of the classes, or their numbers where two have the same name."""
     names = np.array(samples.classes, dtype=np.str_)
     return names if len(set(samples.classes)) == len(names) else np.arange(len(names))
