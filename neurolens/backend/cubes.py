@@ -224,4 +224,4 @@ def _declared(read: Cube) -> list[tuple[schema.Variable, str]]:
 def _of_rows(key: str, array: zarr.Array[Any]) -> bool:
     """Whether an array holds rows of data: not a coordinate, and no sums."""
     dims = dims_of(array)
-    return len(dims) > 1 and dims[0] == "slot" and "block" not in dims and key != "exposed"
+    return len(dims) > 1 and dims[0] == "slot" and dims[1:] != ("block", "class") and key != "exposed"

@@ -94,11 +94,22 @@ class ConceptSet:
         hashed.update(repr((self.image_size, self.concepts, self.categories)).encode())
         return hashed.hexdigest()
 
-    def samples(self) -> SampleSet:
+    def samples(self) -> "ConceptSamples":
         """Return the images as samples of one class, to be shown to a network with ``data.shown``."""
-        return SampleSet(
-            self.ids, np.zeros(len(self), dtype=np.int64), ("image",), self.images, self.name, dict(self.coords)
+        return ConceptSamples(
+            self.ids,
+            np.zeros(len(self), dtype=np.int64),
+            ("image",),
+            self.images,
+            self.name,
+            dict(self.coords),
+            concepts=self,
         )
+
+    @cached_property
+    def masks(self) -> ConceptMasks:
+        """The labels as bitplanes, in the user's cache: `packed`, opened once."""
+        return self.packed()
 
     def require_whole(self, preprocessing: Preprocessing) -> None:
         """Check that a network's preprocessing shows it all of every image, since labels cover all of it.
@@ -221,6 +232,19 @@ class ConceptSet:
             f"label {number}, which has no name ({named}); give it one in the table of labels, or make it 0 where it "
             "means nothing"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptSamples(SampleSet):
+    """The images of a concept set as samples; ``concepts`` is that set, whole."""
+
+    concepts: ConceptSet | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the images, their labels and the names of the concepts, in order."""
+        assert self.concepts is not None
+        return self.concepts.fingerprint
 
 
 def _bytes(path: Path) -> str:

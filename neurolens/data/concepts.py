@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neurolens.data.broden import INDEX, broden
-from neurolens.data.concept_sets import ConceptSet
+from neurolens.data.concept_sets import ConceptSamples, ConceptSet
 from neurolens.data.segmentation import Layout, segmentation
 from neurolens.errors import DataError
+from neurolens.study import Concepts
 
 
 def open_concepts(
@@ -73,6 +74,26 @@ def open_concepts(
             f"of broden1_{size}"
         )
     return found
+
+
+def study_concepts(table: Concepts) -> ConceptSamples:
+    """Open the concept data that a study names, as samples.
+
+    Raises
+    ------
+    DataError, MissingExtraError
+        As `open_concepts`.
+    """
+    layout = None if table.files is None else Layout(**table.files.model_dump())
+    return open_concepts(
+        table.root,
+        categories=table.categories,
+        split=table.split,
+        size=table.size,
+        layout=layout,
+        download=table.download,
+        sha256=table.sha256,
+    ).samples()
 
 
 def _variant(root: Path, variants: Sequence[Path], size: int | None) -> Path:

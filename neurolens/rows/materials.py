@@ -15,7 +15,7 @@ from neurolens.errors import StudyError, nearest
 from neurolens.study import Compute, Study
 
 if TYPE_CHECKING:
-    from neurolens.checkpoints import Series
+    from neurolens.checkpoints import Checkpoint, Series
     from neurolens.data import SampleSet
     from neurolens.models import Network
     from neurolens.store import Axis, Store
@@ -24,17 +24,24 @@ MEASURES = {
     "samples": "neurolens.samples.measure",
     "units": "neurolens.units.measure",
     "activations": "neurolens.units.activations",
+    "concepts": "neurolens.dissection.cube",
+    "effects": "neurolens.effects.measure",
 }
 """The module that measures each cube: ``parts``, ``key_config`` and ``measure``; and, where the cube has more dims than
-series and sample, ``axes``. Optional: ``block_size``, where rows are resumed by blocks of samples, and
-``DEPENDS_ON_BATCH``, where numbers depend on compute.batch_size."""
+series and sample, ``axes``. Optional: ``block_size``, where rows are resumed by blocks of samples; ``DEPENDS_ON_BATCH``,
+where numbers depend on compute.batch_size; ``open_samples``, where others than those of [data] are shown; ``reference``
+and ``refer``, where rows are measured against one of the checkpoints (`neurolens.rows.reference`)."""
 
 
 @dataclass(frozen=True)
 class Materials:
     """What the rows of one cube are measured from, opened once: samples, checkpoints and modules to fill.
 
+    ``series`` are the checkpoints that have a row; ``every`` all of the run.
     ``axes`` are the cube's dims besides series and sample; ``block_samples`` is how many samples a row holds at most.
+    ``asked`` are the units that the row of a position is asked of, where not all; ``layers`` are then those that they
+    are in. ``reference`` is the checkpoint that rows are measured against, if one. ``shared`` are the samples of
+    [data], where they were opened, for other cubes of the study.
     ``networks`` is the pool of modules: a worker takes one, fills it and puts it back, so each is built once;
     ``blocks`` are the samples by fingerprint of a stored block; ``left_out`` are the tensors of a checkpoint that the
     network has no use for, such as a head.
@@ -45,10 +52,15 @@ class Materials:
     cube: str
     samples: "SampleSet"
     series: "Series"
+    every: "Series"
     model: Mapping[str, Any]
     device: str
     axes: Mapping[str, "Axis"] = field(default_factory=dict)
     block_samples: int | None = None
+    asked: Mapping[int, tuple[int, ...]] | None = None
+    layers: tuple[str, ...] = ()
+    reference: "Checkpoint | None" = None
+    shared: "SampleSet | None" = None
     networks: "queue.SimpleQueue[Network]" = field(default_factory=queue.SimpleQueue)
     blocks: dict[str, "SampleSet"] = field(default_factory=dict)
     left_out: dict[Path, tuple[str, ...]] = field(default_factory=dict)
@@ -72,7 +84,11 @@ class Materials:
         common: dict[str, Any] = dict(samples.reading) if self.by_sample else {"data": samples.fingerprint}
         if getattr(measure, "DEPENDS_ON_BATCH", lambda table: False)(self.table):
             common["batch_size"] = self.study.compute.batch_size
-        return {part: {**measure.key_config(self.table, part), **common} for part in measure.parts(self.table)}
+        found = {part: {**measure.key_config(self.table, part), **common} for part in measure.parts(self.table)}
+        if self.reference is not None:
+            for part in measure.REFERRING:
+                found[part]["reference"] = self.reference.digest
+        return found
 
     @contextlib.contextmanager
     def network(self) -> Iterator["Network"]:
@@ -116,27 +132,44 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
         If the network does not have the layers that the study names.
     """
     from neurolens import checkpoints, data, models
+    from neurolens.rows import asking
 
     if cube not in MEASURES:
         raise StudyError(f"there is no cube {cube!r}; {nearest(cube, MEASURES)}")
     if getattr(study, cube) is None:
         raise StudyError(f"study {study.name!r} does not ask for {cube}; add a [{cube}] table to its file")
+    measure, table = import_module(MEASURES[cube]), getattr(study, cube)
+    shared = None if beside is None else beside.shared
+    if hasattr(measure, "open_samples"):
+        samples: SampleSet = measure.open_samples(table)
+    else:
+        samples = shared = data.study_samples(study) if shared is None else shared
     if beside is None:
-        network, samples = models.build(study.model), data.study_samples(study)
+        network = models.build(study.model)
         series = checkpoints.discover(study.checkpoints, source=study.model.transformers)
     else:
-        network, samples, series = beside.taken(), beside.samples, beside.series
-    measure, table = import_module(MEASURES[cube]), getattr(study, cube)
-    axes = measure.axes(network, samples, table) if hasattr(measure, "axes") else {}
+        network, series = beside.taken(), beside.every
+    every, asked = series, asking.asked(study, series) if cube in asking.ASKED else None
+    if asked is not None:
+        series = asking.restricted(series, asked)
+    layers = () if asked is None else asked.layers
+    given = {} if asked is None else {"layers": layers}
+    wanted = hasattr(measure, "axes") and len(series.checkpoints) > 0
+    axes = measure.axes(network, samples, table, **given) if wanted else {}
     materials = Materials(
         study=study,
         cube=cube,
         samples=samples,
         series=series,
+        every=every,
         model=network.description,
         device=device(study.compute),
         axes=axes,
         block_samples=measure.block_size(table, axes) if hasattr(measure, "block_size") else None,
+        asked=None if asked is None else asked.units,
+        layers=layers,
+        reference=measure.reference(table, series) if hasattr(measure, "reference") else None,
+        shared=shared,
     )
     materials.networks.put(network)
     return materials

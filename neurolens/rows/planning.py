@@ -27,7 +27,8 @@ class Row:
     """One wanted row: a checkpoint's measurements of one sample block.
 
     ``keys`` holds the wanted key (sha256, hex) of every part, ``missing`` the parts that the ledger does not hold
-    under it, ``why`` the reason of a failure or staleness.
+    under it, ``why`` the reason of a failure or staleness. ``asked`` are the units that the row is asked of, where not
+    all.
     """
 
     position: int
@@ -40,6 +41,7 @@ class Row:
     missing: tuple[str, ...]
     state: State
     why: str = ""
+    asked: tuple[int, ...] = ()
 
     @property
     def id(self) -> tuple[int, int]:
@@ -90,6 +92,9 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
     StudyError
         If blocks of the store take more memory than the study allows now.
     """
+    series = materials.series
+    if not series.checkpoints:  # of a cube whose rows follow from another one
+        return Plan(materials.cube, series.dim, (), (), "", series.notes, series.details)
     parts = materials.parts
     proposed = propose(materials, store)
     fingerprints, change = proposed.fingerprints, proposed.change
@@ -97,8 +102,9 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
     if ledger is not None and proposed.generation != ledger.generation:
         ledger = None  # nothing of the old generation is carried over
     rows = []
-    for checkpoint in materials.series.checkpoints:
-        position = checkpoint.position(materials.series.dim)
+    for checkpoint in series.checkpoints:
+        position = checkpoint.position(series.dim)
+        asked = () if materials.asked is None else materials.asked[position]
         for block, fingerprint in enumerate(fingerprints):
             keys = {
                 part: key(
@@ -107,14 +113,14 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
                         "model": materials.model,
                         "measurement": config,
                         "data": fingerprint,
+                        **({"units": list(asked)} if asked else {}),
                     }
                 )
                 for part, config in parts.items()
             }
-            rows.append(_row(checkpoint, position, block, keys, ledger))
+            rows.append(_row(checkpoint, position, block, keys, ledger, asked))
     named = {row.position for row in rows}
     kept = () if ledger is None else tuple(sorted(ledger.done_positions - named))
-    series = materials.series
     return Plan(materials.cube, series.dim, tuple(rows), kept, change, series.notes, series.details)
 
 
@@ -198,7 +204,14 @@ def _in_order(samples: "SampleSet", ids: np.ndarray) -> "SampleSet":
     return samples.subset(np.array([at[name] for name in ids.tolist()], dtype=np.int64))
 
 
-def _row(checkpoint: "Checkpoint", position: int, block: int, keys: Mapping[str, str], ledger: "Ledger | None") -> Row:
+def _row(
+    checkpoint: "Checkpoint",
+    position: int,
+    block: int,
+    keys: Mapping[str, str],
+    ledger: "Ledger | None",
+    asked: tuple[int, ...],
+) -> Row:
     """Class one row by its parts: failed before stale before missing before done."""
     missing, states, why = [], set(), []
     for part, wanted in keys.items():
@@ -229,6 +242,7 @@ def _row(checkpoint: "Checkpoint", position: int, block: int, keys: Mapping[str,
         missing=tuple(missing),
         state=state,
         why="; ".join(dict.fromkeys(why)),
+        asked=asked,
     )
 
 

@@ -13,6 +13,7 @@ from neurolens import __version__, schema
 from neurolens.errors import ModelMismatchError, NeurolensError, StoreError
 from neurolens.rows.materials import MEASURES, Materials, threads
 from neurolens.rows.planning import Row, prepare
+from neurolens.rows.reference import referred
 
 if TYPE_CHECKING:
     from neurolens.data import SampleSet
@@ -175,11 +176,14 @@ def measure_row(materials: Materials, row: Row, parts: Sequence[str], samples: "
     from neurolens import checkpoints
 
     table, measure = materials.study.checkpoints, import_module(MEASURES[materials.cube])
-    allowed = materials.table.allow_non_finite
+    allowed = getattr(materials.table, "allow_non_finite", False)
+    given: dict[str, Any] = {} if materials.asked is None else {"layers": materials.layers, "units": row.asked}
     with materials.network() as network:
-        left_out = checkpoints.load(network.module, row.path, table, digest=row.digest, allow_non_finite=allowed)
-        materials.left_out[row.path] = left_out
         try:
+            reference = referred(materials, network)
+            given |= {} if reference is None else {"reference": reference}
+            left_out = checkpoints.load(network.module, row.path, table, digest=row.digest, allow_non_finite=allowed)
+            materials.left_out[row.path] = left_out
             numbers: dict[str, np.ndarray] = measure.measure(
                 network,
                 samples,
@@ -187,12 +191,13 @@ def measure_row(materials: Materials, row: Row, parts: Sequence[str], samples: "
                 table=materials.table,
                 batch_size=materials.study.compute.batch_size,
                 device=materials.device,
+                **given,
             )
             checkpoints.require_unchanged(row.path, row.digest)  # the network's tensors may be the file's memory
         except RuntimeError as error:  # what torch raises for wrong shapes and for too little memory
             reason = str(error).strip().partition("\n")[0]
             raise ModelMismatchError(
-                f"{row.path}: {materials.study.model.name!r} could not be run on {materials.study.data.source!r} "
+                f"{row.path}: {materials.study.model.name!r} could not be run on {materials.samples.name!r} "
                 f"({reason}); check [model.preprocessing] against the network's input, and compute.batch_size against "
                 "the memory there is"
             ) from error
@@ -217,6 +222,7 @@ def provenance(materials: Materials, row: Row) -> dict[str, Any]:
         "digest": row.digest,
         "device": materials.device,
         "dtype": "bfloat16" if materials.table.bf16 else held,
+        **({"reference": str(materials.reference.path)} if materials.reference is not None else {}),
         "threads": torch.get_num_threads(),
         **({"left_out": list(left_out)} if (left_out := materials.left_out.get(row.path)) else {}),
         "versions": {"neurolens": __version__, "torch": torch.__version__, "numpy": np.__version__},

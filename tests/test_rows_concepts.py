@@ -1,0 +1,171 @@
+import numpy as np
+import pytest
+from concept_study import STUDY, run, write_checkpoint, write_study
+
+import neurolens
+from neurolens import rows
+from neurolens.errors import CaptureError, DataError, StudyError
+from neurolens.study import load_study
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def study(tmp_path):
+    return write_study(tmp_path / "run")
+
+
+def opened(path, cube="concepts"):
+    return neurolens.open_run(load_study(path).store.url)[cube].to_dataset()
+
+
+def outcomes(results):
+    return [(result.row.position, result.row.missing, result.outcome) for result in results]
+
+
+def test_run_rows__writes_a_row_of_counts_per_checkpoint_and_nothing_twice(study):
+    assert outcomes(run(study)) == [(epoch, ("counts", "top"), "computed") for epoch in range(3)]
+    assert run(study) == []
+    ds = opened(study)
+    assert dict(ds.sizes) | {"epoch": 3, "block": 32, "unit": 11, "rank": 3, "sample": 30} == dict(ds.sizes)
+    assert ds["n_images"].sum("block").values.tolist() == [30.0] * 3
+    assert ds["layer"].values.tolist() == ["1"] * 6 + ["3"] * 5
+    score = neurolens.iou(ds)
+    assert score.chunks is not None
+    assert np.nanmax(score.values) > 0.02
+
+
+def test_run_rows__counts_what_dissect_counts(study):
+    from neurolens import checkpoints, models
+    from neurolens.dissection.measure import dissect
+
+    run(study)
+    loaded, ds = load_study(study), opened(study)
+    materials = rows.gather(loaded, "concepts")
+    network = models.build(loaded.model)
+    checkpoints.load(network.module, materials.series.checkpoints[1].path, loaded.checkpoints)
+    slow = dissect(
+        network, materials.samples, materials.samples.concepts.masks, layers=["1", "3"], quantile=0.05, batch_size=7
+    )
+    for name in ("intersection", "unit_area", "unit_area_lite", "threshold"):
+        np.testing.assert_array_equal(ds[name].isel(epoch=1).values, slow[name])
+    np.testing.assert_array_equal(ds["concept_area"].isel(epoch=1).values, slow["concept_area"])
+
+
+def test_plan__redoes_only_what_depends_on_what_changed(study):
+    run(study)
+    write_checkpoint(study.parent, 1, seed=99)
+    assert outcomes(run(study)) == [(1, ("counts", "top"), "computed")]
+    assert {missing for _, missing, _ in outcomes(run(study, "concepts", "concepts.top=4"))} == {("top",)}
+    changed = outcomes(run(study, "concepts", "concepts.top=4", "concepts.quantile=0.01"))
+    assert {missing for _, missing, _ in changed} == {("counts",)}
+    assert run(study, "concepts", "concepts.top=4", "concepts.quantile=0.01", "compute.batch_size=7") == []
+    added = outcomes(run(study, "concepts", "concepts.top=4", "concepts.quantile=0.01", "concepts.rotations=1"))
+    assert {missing for _, missing, _ in added} == {("rotated",)}
+
+
+def test_reading_and_tau__are_questions_and_recompute_nothing(study):
+    run(study)
+    ds = opened(study)
+    for reading in ("paper", "lite"):
+        for tau in (0.01, 0.04):
+            neurolens.concept_events(neurolens.iou(ds, reading=reading), tau=tau)
+    assert run(study) == []
+
+
+@pytest.mark.parametrize(("wanted", "epoch"), [("'last'", 2), ("1", 1)])
+def test_threshold_from__fixes_the_thresholds_of_one_checkpoint(study, wanted, epoch):
+    run(study)
+    own = opened(study)["threshold"].values
+    assert not np.allclose(own[0], own[epoch])
+    again = run(study, "concepts", f"concepts.threshold_from={wanted}")
+    assert {result.row.missing for result in again} == {("counts",)}
+    fixed = opened(study)["threshold"].values
+    np.testing.assert_array_equal(fixed, np.tile(own[epoch], (3, 1)))
+    assert run(study, "concepts", f"concepts.threshold_from={wanted}") == []
+
+
+def test_threshold_from__last_moves_with_a_new_checkpoint_and_a_number_does_not(study):
+    run(study, "concepts", "concepts.threshold_from=1")
+    run(study, "concepts", "concepts.threshold_from=1")
+    write_checkpoint(study.parent, 3)
+    assert [result.row.position for result in run(study, "concepts", "concepts.threshold_from=1")] == [3]
+    run(study, "concepts", "concepts.threshold_from='last'")
+    write_checkpoint(study.parent, 4)
+    assert len(run(study, "concepts", "concepts.threshold_from='last'")) == 5
+
+
+def test_threshold_from__a_number_without_checkpoint_is_refused(study):
+    with pytest.raises(StudyError, match=r"threshold_from is 7, and there is no checkpoint of that epoch"):
+        run(study, "concepts", "concepts.threshold_from=7")
+
+
+def test_gather__refuses_a_crop_that_would_lay_maps_beside_the_labels(study):
+    with pytest.raises(DataError, match=r"is shown 16 x 16 of the 32 x 32 pixels"):
+        run(study, "concepts", "model.preprocessing.crop=16")
+
+
+def test_gather__refuses_a_named_layer_without_maps(study):
+    with pytest.raises(CaptureError, match=r"'6'.*maps"):
+        run(study, "concepts", "concepts.layers=['6']")
+
+
+def test_run_rows__a_broken_label_file_fails_the_row_and_is_told(study):
+    broken = next((study.parent / "concepts" / "images").rglob("*_object.png"), None)
+    masks = sorted((study.parent / "concepts").rglob("*.png"))
+    victim = broken or next(path for path in masks if path.stat().st_size < 2000)
+    victim.write_bytes(victim.read_bytes()[:40])
+    results = run(study)
+    assert {result.outcome for result in results} == {"failed"}
+    assert victim.name in results[0].why
+
+
+def test_units_that_never_fire__are_nan_in_the_iou_and_never_0(tmp_path):
+    import torch
+
+    path = write_study(tmp_path / "run", checkpoints=2)
+    file = tmp_path / "run" / "checkpoints" / "epoch_1.pt"
+    state = torch.load(file)
+    state["0.weight"][2] = 0
+    state["0.bias"][2] = -1
+    torch.save(state, file)
+    run(path)
+    score = neurolens.iou(opened(path))
+    assert np.isnan(score.isel(epoch=1, unit=2)).all()
+    assert np.isfinite(score.isel(epoch=1, unit=1)).any()
+
+
+EFFECTS = STUDY + "[effects]\nk = 1\ntau = 0.08\n"
+
+
+def test_effects__are_asked_of_the_checkpoints_around_deaths(tmp_path):
+    path = write_study(tmp_path / "run", checkpoints=4, text=EFFECTS)
+    study = load_study(path)
+    waiting = rows.plan(rows.gather(study, "effects"), rows.open_for_reading(study))
+    assert waiting.rows == ()
+    assert any("wait for concepts" in note for note in waiting.notes)
+    run(path)
+    events = neurolens.concept_events(neurolens.iou(opened(path)), tau=0.08, k=1)
+    deaths = events[events["end"] == "death"]
+    assert len(deaths)
+    results = run(path, "effects")
+    around = {*deaths["death"], *(d - 1 for d in deaths["death"])}
+    assert {result.row.position for result in results} == around
+    assert {result.outcome for result in results} == {"computed"}
+    assert run(path, "effects") == []
+    ds = opened(path, "effects")
+    known = ds["ablated_logit"].notnull().any("class")
+    for position in sorted(around):
+        asked = {*deaths["unit"][deaths["death"] == position], *deaths["unit"][deaths["death"] == position + 1]}
+        assert set(ds["unit"].values[known.sel(epoch=position).values]) == asked
+
+
+def test_effects__a_changed_checkpoint_redoes_its_row_only_if_nothing_else_died(tmp_path):
+    path = write_study(tmp_path / "run", checkpoints=4, text=EFFECTS)
+    run(path)
+    first = run(path, "effects")
+    assert run(path, "effects", "effects.replace='mean'") != []
+    assert len(run(path, "effects", "effects.replace='zero'")) == len(first)
