@@ -13,6 +13,7 @@ from neurolens.dissection.labels import Labels
 from neurolens.dissection.mapped import MappedLayer, mapped_layers
 from neurolens.dissection.maps import Maps, maps_of
 from neurolens.dissection.ranks import QUANTILE, Compat
+from neurolens.dissection.rotations import best_scores, random_rotation, rotated, whole_tally
 from neurolens.dissection.tally import Tally
 from neurolens.dissection.thresholds import MEMORY_MIB, Thresholds
 from neurolens.dissection.top import Top
@@ -31,6 +32,8 @@ Progress = Callable[[int, int], None]
 Take = Callable[[int, Maps, Array], None]
 """What is done with the maps of a layer, by its number, and the positions of their images."""
 Sweep = Callable[[Take], None]
+View = npt.NDArray[np.float32] | None
+"""How the units of a layer are mixed, (U, U); None: as they are."""
 
 
 def own_thresholds(
@@ -64,7 +67,10 @@ def own_thresholds(
         As for `dissect`.
     """
     with _passes(network, samples, 1, layers, batch_size, device, bf16, progress) as (found, sweep):
-        return _found_thresholds(found, sweep, len(samples), quantile, compat, memory_mib)
+        views: list[list[View]] = [[None] for _ in found]
+        return np.concatenate(
+            [own for (own,) in _found_thresholds(found, views, sweep, len(samples), quantile, compat, memory_mib)]
+        )
 
 
 def dissect(
@@ -77,6 +83,8 @@ def dissect(
     compat: Compat | None = None,
     thresholds: npt.ArrayLike | None = None,
     top: int = 0,
+    rotations: int = 0,
+    seed: int = 0,
     memory_mib: float = MEMORY_MIB,
     batch_size: int = 64,
     device: str | torch.device = "cpu",
@@ -85,8 +93,8 @@ def dissect(
 ) -> dict[str, Array]:
     """Count what the masks of a network's units have in common with concepts.
 
-    Two passes over the images: thresholds, then the tally; with given thresholds one. Every layer is read in the hooks
-    of the same forward pass, and nothing of it is kept but candidates for thresholds and counts.
+    Two passes over the images: thresholds, then the tally; with given thresholds and no rotations one. Every layer is
+    read in the hooks of the same forward pass, and nothing of it is kept but candidates for thresholds and counts.
 
     Parameters
     ----------
@@ -100,7 +108,10 @@ def dissect(
     thresholds : (U,) over the units of all layers in order, e.g. of another checkpoint; None: this network's own
         Those of another checkpoint: `own_thresholds`.
     top : how many of the images that excite a unit most are returned
-    memory_mib : budget of the candidates of all layers together, shared by their numbers of activations
+    rotations : how many times the units of each layer are turned at random, for a null
+        Rotated units are dissected in the same passes, always with thresholds of their own.
+    seed : of the rotations; see `neurolens.dissection.rotations.random_rotation`
+    memory_mib : budget of the candidates of all layers and rotations together, shared by their numbers of activations
     batch_size, device, bf16 : as for the units of a study
     progress : called with (images done, images of all passes)
 
@@ -111,7 +122,8 @@ def dissect(
         ``unit_area`` and ``unit_area_lite`` (block, unit, category), ``concept_area`` (block, concept), ``n_images``.
         With ``top``: ``top_value`` and ``top_sample`` (unit, rank), the largest maxima of the unit's maps over the
         images, decreasing, and the positions of their images; equal ones in the order of the images, NaN and -1 where
-        there are fewer images than ranks.
+        there are fewer images than ranks. With ``rotations``: ``rotated_score`` and ``rotated_score_lite`` (rotation,
+        unit), the IoU of each rotated unit with its best concept in the two readings, NaN where it has no mask.
 
     Raises
     ------
@@ -125,35 +137,54 @@ def dissect(
     images = len(labels.indptr) - 1
     if images != len(samples):
         raise SchemaError(f"found labels of {images} images and {len(samples)} samples; give both for the same images")
-    if top < 0:
-        raise SchemaError(f"top={top} is no number of images; give 0 or more")
+    for name, number in (("top", top), ("rotations", rotations)):
+        if number < 0:
+            raise SchemaError(f"{name}={number} is no count; give 0 or more")
     given = None if thresholds is None else np.asarray(thresholds, dtype=np.float64)
-    passes = 1 if given is not None else 2
+    passes = 1 if given is not None and not rotations else 2
     with _passes(network, samples, passes, layers, batch_size, device, bf16, progress) as (found, sweep):
-        units = sum(layer.units for layer in found)
-        if given is not None and given.shape != (units,):
-            raise SchemaError(f"found thresholds of shape {given.shape}; one for each of {units} units is needed")
-        if given is None:
-            given = _found_thresholds(found, sweep, images, quantile, compat, memory_mib)
-        limits = np.split(given, np.cumsum([layer.units for layer in found])[:-1])
-        tallies = [Tally(labels, layer.units, workers=torch.get_num_threads()) for layer in found]
+        edges = np.cumsum([layer.units for layer in found])
+        if given is not None and given.shape != (edges[-1],):
+            raise SchemaError(f"found thresholds of shape {given.shape}; one for each of {edges[-1]} units is needed")
+        views: list[list[View]] = [[None] if given is None else [] for _ in found]
+        for layer, several in zip(found, views):
+            drawn = (random_rotation(layer.units, layer=layer.name, rotation=r, seed=seed) for r in range(rotations))
+            several += [matrix.astype(np.float32) for matrix in drawn]
+        limits: list[list[Array]] = [[] for _ in found]
+        if passes == 2:
+            limits = _found_thresholds(found, views, sweep, images, quantile, compat, memory_mib)
+        if given is not None:
+            limits = [[own, *others] for own, others in zip(np.split(given, edges[:-1]), limits)]
+            views = [[None, *several] for several in views]
+        workers = torch.get_num_threads()
+        tallies = [Tally(labels, layer.units, workers=workers) for layer in found]
+        turned = [[whole_tally(labels, layer.units, workers=workers) for _ in range(rotations)] for layer in found]
         tops = [Top(layer.units, top) for layer in found]
 
         def take(index: int, maps: Maps, at: Array) -> None:
-            checked: Any = maps
-            tallies[index].add(checked, limits[index], at)
+            for tally, view, limit in zip([tallies[index], *turned[index]], views[index], limits[index]):
+                tally.add(_seen_as(view, maps), limit, at)
             tops[index].add(maps.largest, at)
 
         sweep(take)
     rows = [tally.variables() for tally in tallies]
-    out = {"threshold": given}
+    out = {"threshold": np.concatenate([own for own, *_ in limits])}
     for name in ("intersection", "unit_area", "unit_area_lite"):
         out[name] = np.concatenate([row[name] for row in rows], axis=1)
     out |= {name: rows[0][name] for name in ("concept_area", "n_images")}
     if top:
         best = [one.variables() for one in tops]
         out |= {name: np.concatenate([row[name] for row in best]) for name in ("top_value", "top_sample")}
+    if rotations:
+        scores = [[best_scores(tally, labels) for tally in several] for several in turned]
+        for name, reading in (("rotated_score", "paper"), ("rotated_score_lite", "lite")):
+            out[name] = np.concatenate([np.stack([one[reading] for one in several]) for several in scores], axis=1)
     return out
+
+
+def _seen_as(view: View, maps: Maps) -> Any:
+    """Return the maps of the units, or of rotated ones."""
+    return maps if view is None else rotated(maps.values, view)
 
 
 @contextmanager
@@ -204,29 +235,39 @@ def _passes(
 
 
 def _found_thresholds(
-    layers: Sequence[MappedLayer], sweep: Sweep, images: int, quantile: float, compat: Compat | None, memory_mib: float
-) -> npt.NDArray[np.float64]:
-    """Find the thresholds of the units of all layers, in one sweep."""
+    layers: Sequence[MappedLayer],
+    views: Sequence[Sequence[View]],
+    sweep: Sweep,
+    images: int,
+    quantile: float,
+    compat: Compat | None,
+    memory_mib: float,
+) -> list[list[Array]]:
+    """Find the thresholds of the units of all layers, as each of their views shows them, in one sweep."""
     positions = [int(np.prod(layer.grid)) for layer in layers]
     share = np.array([layer.units * size for layer, size in zip(layers, positions)], dtype=np.float64)
+    share *= memory_mib / (share @ [len(several) for several in views])
     with ExitStack() as stack:
         filters = [
-            stack.enter_context(
-                Thresholds(
-                    layer.units,
-                    images * size,
-                    quantile=quantile,
-                    compat=compat,
-                    memory_mib=memory_mib * part,
-                    workers=torch.get_num_threads(),
+            [
+                stack.enter_context(
+                    Thresholds(
+                        layer.units,
+                        images * size,
+                        quantile=quantile,
+                        compat=compat,
+                        memory_mib=part,
+                        workers=torch.get_num_threads(),
+                    )
                 )
-            )
-            for layer, size, part in zip(layers, positions, share / share.sum())
+                for _ in several
+            ]
+            for layer, size, part, several in zip(layers, positions, share, views)
         ]
 
         def take(index: int, maps: Maps, _: Array) -> None:
-            checked: Any = maps
-            filters[index].update(checked)
+            for one, view in zip(filters[index], views[index]):
+                one.update(_seen_as(view, maps))
 
         sweep(take)
-        return np.concatenate([one.result() for one in filters])
+        return [[one.result() for one in several] for several in filters]
