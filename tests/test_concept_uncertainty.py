@@ -196,3 +196,22 @@ def test_event_probability__takes_the_iou_of_resampled_blocks_of_a_cube():
     assert 0 < found["p_birth"].mean() < 1
     alike = iou(cube, weights=xr.DataArray(np.ones((3, blocks)), dims=("draw", "block")))
     assert (event_probability(iou(cube), alike, tau=0.1, k=1)["p_birth"] == 1).all()
+
+
+def test_event_counts__are_of_units_where_these_are_followed():
+    draws = xr.concat([drawn(seed=i) for i in range(3)], "draw")
+    for options in ({"by": "unit"}, {"compat": "seed"}):
+        found = event_counts(draws, k=1, **options)
+        for i in range(3):
+            assert found["lives"][i] == len(concept_events(draws.isel(draw=i), k=1, **options))
+
+
+@pytest.mark.parametrize("options", [{"k": 2}, {"k": 1, "by": "unit", "tau": 0.05}, {"compat": "seed"}])
+def test_compare__of_tables_draws_as_they_were_made(options):
+    runs = {name: drawn(9, 8, 4, seed, holes=0) for name, seed in (("a", 0), ("b", 1))}
+    draws = {"a": xr.concat([drawn(9, 8, 4, i, holes=0) for i in range(20, 25)], "draw")}
+    tables = {name: concept_events(scores, **options) for name, scores in runs.items()}
+    found = compare(tables, draws=draws)
+    xr.testing.assert_identical(found, compare(runs, draws=draws, **options))
+    counts = event_counts(draws["a"], **options)
+    assert float(found["low"].sel(run="a", quantity="lives")) == np.quantile(counts["lives"], 0.025)

@@ -1,7 +1,7 @@
 """How sure events are: over resampled images, over thresholds, over runs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from neurolens.errors import SchemaError
 from neurolens.inference import percentile_interval, require_resampling
 from neurolens.mortality import lives
 from neurolens.mortality.events import about, concept_events, flags_of
-from neurolens.mortality.inputs import PAIR, Scores, described, rule_of, trajectories_of
+from neurolens.mortality.inputs import PAIR, By, Scores, described, rule_of, trajectories_of
 from neurolens.mortality.lifetimes import survival
 from neurolens.units.inputs import OnMissing
 
@@ -158,6 +158,8 @@ def event_counts(
     tau: float = 0.04,
     k: int = 3,
     hysteresis: float = 0.0,
+    by: By | None = None,
+    compat: Literal["seed"] | None = None,
     smoothing_window: int = 1,
     min_alive: int = 1,
     missing: OnMissing = "error",
@@ -167,8 +169,10 @@ def event_counts(
 
     Parameters
     ----------
-    draws, n_draws, tau, k, hysteresis, smoothing_window, min_alive, missing, dim
+    draws, n_draws
         As for :func:`neurolens.mortality.event_probability`.
+    tau, k, hysteresis, by, compat, smoothing_window, min_alive, missing, dim
+        As for :func:`neurolens.concept_events`.
 
     Returns
     -------
@@ -181,10 +185,10 @@ def event_counts(
     SchemaError, MissingMeasurementError
         As for :func:`neurolens.mortality.event_probability`.
     """
-    options: dict[str, Any] = {"tau": tau, "k": k, "hysteresis": hysteresis, "min_alive": min_alive}
-    options |= {"smoothing_window": smoothing_window, "missing": missing, "dim": dim}
+    options: dict[str, Any] = {"tau": tau, "k": k, "hysteresis": hysteresis, "by": by, "compat": compat}
+    options |= {"smoothing_window": smoothing_window, "min_alive": min_alive, "missing": missing, "dim": dim}
     n = _number(draws, n_draws)
-    return pd.DataFrame([_counts(concept_events(draw, by=PAIR, **options)) for draw in _each(draws, n)])
+    return pd.DataFrame([_counts(concept_events(draw, **options)) for draw in _each(draws, n)])
 
 
 def compare(
@@ -203,7 +207,7 @@ def compare(
     ----------
     runs : by name, what `neurolens.concept_events` takes, or a table that it returned
     draws : by name, resampled IoU as for :func:`neurolens.mortality.event_probability`, optional
-        Of runs that have any, counts get intervals.
+        Of runs that have any, counts get intervals. Of a table, lives are looked for as its ``attrs`` say.
     n_draws : int, optional
         How many draws; needed where they are functions.
     confidence : float
@@ -250,10 +254,18 @@ def compare(
         curves.append(curve[["survival", "lower", "upper"]])
         resampled = None
         if draws and name in draws:
-            of_draws = {key: value for key, value in options.items() if key not in ("by", "labels", "compat")}
+            given = {key: value for key, value in options.items() if key != "labels"}
+            of_draws = _as_counted(events) if isinstance(run, pd.DataFrame) else given
             resampled = event_counts(draws[name], n_draws=n_draws, **of_draws)
         cells[:, i] = _quantities(events, curve, resampled, confidence)
     return _side_by_side(list(runs), cells, curves, confidence)
+
+
+def _as_counted(events: pd.DataFrame) -> dict[str, Any]:
+    """Return the options that a table of events was made with; checkpoints that it left out are left out."""
+    names = {"iou_tau": "tau", "series": "dim"}
+    kept = ("iou_tau", "k", "hysteresis", "by", "compat", "smoothing_window", "min_alive", "series")
+    return {names.get(key, key): events.attrs[key] for key in kept if key in events.attrs} | {"missing": "drop"}
 
 
 def _counts(events: pd.DataFrame) -> dict[str, int]:
