@@ -28,9 +28,9 @@ MEASURES = {
     "effects": "neurolens.effects.measure",
 }
 """The module that measures each cube: ``parts``, ``key_config`` and ``measure``; and, where the cube has more dims than
-series and sample, ``axes``. Optional: ``block_size``, where rows are resumed by blocks of samples; ``DEPENDS_ON_BATCH``,
-where numbers depend on compute.batch_size; ``open_samples``, where others than those of [data] are shown; ``reference``
-and ``refer``, where rows are measured against one of the checkpoints (`neurolens.rows.reference`)."""
+series and sample, ``axes``. Optional: ``block_size``, where rows are resumed by blocks of samples;
+``DEPENDS_ON_BATCH``, where numbers depend on compute.batch_size; ``open_samples``, where others than those of [data]
+are shown; ``reference``, ``refer`` and ``REFERRING``, where rows are measured against one of the checkpoints."""
 
 
 @dataclass(frozen=True)
