@@ -9,6 +9,7 @@ import torchvision
 from sklearn.datasets import load_digits
 
 from neurolens import models
+from neurolens.capture import capture
 from neurolens.errors import StudyError
 from neurolens.study import Model, Preprocessing
 
@@ -32,6 +33,15 @@ def test_build__digits_convnet_is_small_and_takes_grey_8x8_images():
     assert (network.channels, network.input_size) == (1, 8)
     assert (network.preprocessing.mean, network.preprocessing.std) == ((0.0,), (1.0,))
     assert network.module(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_build__shapes_convnet_is_small_and_has_maps_of_half_to_an_eighth_of_the_image():
+    network = models.build(Model(name="shapes_convnet", classes=6), seed=0)
+    assert sum(p.numel() for p in network.module.parameters()) == 61_078
+    assert (network.channels, network.input_size) == (3, None)
+    with capture(network.module, ["block2", "block3", "block4"]) as seen:
+        assert network.module(torch.zeros(2, 3, 64, 64)).shape == (2, 6)
+    assert [tuple(maps.shape) for maps in seen.values()] == [(2, 32, 32, 32), (2, 64, 16, 16), (2, 64, 8, 8)]
 
 
 def test_build__digits_convnet_learns_the_digits_in_a_few_epochs():
