@@ -22,7 +22,7 @@ demo: $(STAMP) ## train on digits, measure every checkpoint, write store, plots 
 	@$(BIN)/neurolens demo demo
 
 test: $(STAMP) ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .

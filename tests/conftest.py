@@ -7,6 +7,8 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # several workers share the cores
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,13 @@ import numpy as np
 import pytest
 
 Truth = dict[str, np.ndarray]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep on one worker the tests of a file, and all that use the Prefect server: it is started once."""
+    for item in items:
+        server = "prefect_server" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("prefect" if server else item.path.stem))
 
 
 @pytest.fixture(scope="session")
