@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from neurolens import __version__
-from neurolens.cli import drawing, keeping, layers, looking, making, running
+from neurolens.cli import comparing, drawing, keeping, layers, looking, making, running
 from neurolens.cli.console import Commands, say
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ app.command("show")(looking.show)
 app.command("layers")(layers.layers)
 app.command("plot")(drawing.plot)
 app.command("report")(drawing.report)
+app.command("compare")(comparing.compare)
 app.command("tag")(keeping.tag)
 app.command("doctor")(keeping.doctor)
 app.command("maintain")(keeping.maintain)

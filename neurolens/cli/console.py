@@ -65,6 +65,13 @@ def listing(title: str, *names: str, wrapped: tuple[str, ...]) -> Table:
     return table
 
 
+def print_whole(table: Table) -> None:
+    """Print a table as wide as it is: of what is to be copied, such as a layer's name, nothing is cut off."""
+    unbound = console.options.update(max_width=10_000)
+    table.width = console.measure(table, options=unbound).maximum
+    console.print(table, crop=False)
+
+
 def say(text: str) -> None:
     """Print text as it is."""
     console.print(escape(text))

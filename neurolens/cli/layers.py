@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from neurolens.cli.console import Overrides, Profile, console, listing, say, study_in
+from neurolens.cli.console import Overrides, Profile, listing, print_whole, say, study_in
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from neurolens.layers import Layer
     from neurolens.models import Network
     from neurolens.study import Study
@@ -52,7 +50,7 @@ def layers(
             escape(_sample_shape(layer, texts=network.tokenizer is not None)),
             ", ".join(takers[layer.name]),
         )
-    _print_whole(table)
+    print_whole(table)
     say(f"{len(found)} layers, {sum(layer.units for layer in found)} units")
     for name in TABLES:
         taken = [layer for layer in found if name in takers[layer.name]]
@@ -110,16 +108,9 @@ def _list_modules(study: "Study", places: Any, calls: "Counter[str]") -> None:
         if place.module:
             shape = "no tensor" if place.shape is None else str(place.shape)
             table.add_row(escape(place.tap.layer), place.kind, str(calls[place.module]), escape(shape))
-    _print_whole(table)
+    print_whole(table)
     say(f"{len(calls) - 1} modules, in the order in which they return; the first axis is the batch")
     say("write a layer's name or a glob in layers = […] of [units] or [activations]; ':input' takes what it is given")
-
-
-def _print_whole(table: "Table") -> None:
-    """Print a table as wide as it is: a layer's name that is cut off could not be copied into the study."""
-    unbound = console.options.update(max_width=10_000)
-    table.width = console.measure(table, options=unbound).maximum
-    console.print(table, crop=False)
 
 
 def _title(study: "Study") -> str:
