@@ -2,6 +2,7 @@
 
 from neurolens.dissection.labels import Labels, PackedLabels, pack_labels
 from neurolens.dissection.maps import token_maps
+from neurolens.dissection.null import rotation_null
 from neurolens.dissection.overlap import best_concept, detectors, iou, iou_interval
 from neurolens.dissection.ranks import rank_of
 from neurolens.dissection.tally import Tally, image_blocks, unit_mask
@@ -20,6 +21,7 @@ __all__ = [
     "iou_interval",
     "pack_labels",
     "rank_of",
+    "rotation_null",
     "token_maps",
     "unit_mask",
     "upsample",

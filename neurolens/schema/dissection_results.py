@@ -4,6 +4,7 @@ from neurolens.schema.records import SERIES, Variable
 
 _PAPER = "Bau et al. 2017, equation 1"
 _PER_UNIT = (SERIES, "unit")
+_ROTATED = "Bau et al. 2017, section 3.2"
 
 DISSECTION_RESULTS: dict[str, Variable] = {
     v.name: v
@@ -19,5 +20,14 @@ DISSECTION_RESULTS: dict[str, Variable] = {
         Variable("n_unique", (SERIES, "category"), "int64", "1", "concepts of the category that a unit detects"),
         Variable("total_detectors", (SERIES,), "int64", "1", "units that detect a concept"),
         Variable("total_unique", (SERIES,), "int64", "1", "concepts that a unit detects"),
+        Variable("unit_detectors", (SERIES,), "float64", "1", "units that detect a concept", _ROTATED),
+        Variable("rotated_detectors", (SERIES,), "float64", "1", "rotated units that do, per rotation", _ROTATED),
+        Variable("unit_share", (SERIES,), "float64", "1", "share of units that detect a concept", _ROTATED),
+        Variable("rotated_share", (SERIES,), "float64", "1", "share of rotated units that do", _ROTATED),
+        Variable("rotated_share_low", (SERIES,), "float64", "1", "lower bound of the share of rotated units"),
+        Variable("rotated_share_high", (SERIES,), "float64", "1", "upper bound of the share of rotated units"),
+        Variable("p_rotation", (SERIES,), "float64", "1", "how often rotated units have as many detectors"),
+        Variable("null_tau", (SERIES,), "float64", "1", "IoU that the false rate of rotated units reaches"),
+        Variable("null_detectors", (SERIES,), "float64", "1", "units whose score is at least null_tau"),
     )
 }
