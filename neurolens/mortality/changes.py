@@ -152,10 +152,10 @@ def diversity(
     Hill 1973, "Diversity and evenness: a unifying notation and its consequences"; Pielou 1966.
     """
     found, codes, names = _detected(scores, labels, tau, missing, dim)
-    n = len(names)
+    n, rows = len(names), max(1, 2**22 // max(1, codes.sizes["unit"]))
     holders: xr.DataArray = xr.apply_ufunc(
         _counted,
-        codes.chunk({found.series: "auto", "unit": -1}) if codes.chunks is not None else codes,
+        codes.chunk({found.series: rows, "unit": -1}) if codes.chunks is not None else codes,
         input_core_dims=[["unit"]],
         output_core_dims=[["concept"]],
         kwargs={"n": n},

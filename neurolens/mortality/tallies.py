@@ -85,7 +85,8 @@ def read_tallies(
     if differing == "error":
         tables = [(f"{p.path.name} of {name}", t) for p, row in zip(places, read) for name, t in zip(names, row)]
         require_alike(tables)
-    return _together(root, places, series, names, read)
+    out = _together(root, places, series, names, read)
+    return out if differing == "error" else out.assign_attrs(differing=differing)
 
 
 def _together(
