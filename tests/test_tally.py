@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurolens.dissection import Tally, image_blocks, pack_labels, token_maps, unit_mask, upsample
+from neurolens.dissection.tally import _cut
 from neurolens.errors import NonFiniteError, SchemaError
 
 
@@ -49,14 +50,14 @@ def test_tally__of_maps_in_any_order_and_batches_is_the_same():
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 2**32),
-    st.sampled_from([(3, 4), (1, 1), (2, 7), (9, 14), (4, 3)]),
+    st.sampled_from([(3, 4), (1, 1), (2, 7), (9, 14), (4, 3), (3, 66)]),
     st.sampled_from([(9, 14), (16, 16), (13, 70), (9, 200)]),
     st.booleans(),
     st.integers(1, 3),
 )
 def test_tally__equals_the_paper_written_out(seed, size, label_size, last, workers):
     maps, thresholds, shown, category = drawn_images(seed, size=size, label_size=label_size)
-    if size[0] > label_size[0]:
+    if size[0] > label_size[0] or size[1] > label_size[1]:
         return
     blocks = (np.arange(len(maps)) // 2).tolist()
     tally = Tally(pack_labels(shown, label_size, category, 4), maps.shape[1], blocks=blocks, workers=workers)
@@ -68,6 +69,31 @@ def test_tally__equals_the_paper_written_out(seed, size, label_size, last, worke
     assert (tally.unit_area_lite == lite).all()
     assert (tally.concept_area == truth).all()
     assert (tally.unit_area_lite <= tally.unit_area).all()
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(-2, 2), st.integers(-3, 3))
+def test_cut__tells_what_exceeds_a_threshold_once_rounded(limit, thresholds_off, off):
+    threshold = np.float64(limit)
+    for _ in range(abs(thresholds_off)):
+        threshold = np.nextafter(threshold, np.sign(thresholds_off) * np.inf)
+    cut, bound = _cut(np.array([threshold]))
+    with np.errstate(over="ignore"):
+        neighbours = np.nextafter(np.float32(limit), np.float32([-np.inf, np.inf])).astype(float)
+        for near in (float(limit), *((limit + neighbours) / 2), *neighbours):  # half the way is a tie
+            mean = near
+            for _ in range(abs(off)):
+                mean = np.nextafter(mean, np.sign(off) * np.inf)
+            if np.isfinite(np.float32(mean)):
+                assert (np.float64(np.float32(mean)) > threshold) == (mean > bound[0])
+                assert (np.float64(np.float32(mean)) > threshold) == (np.float32(mean) > cut[0])
+
+
+def test_tally__takes_any_threshold():
+    maps = np.concatenate([MAPS, MAPS[:, :1]], axis=1)
+    tally = Tally(pack_labels(IMAGES, (4, 4), CATEGORY), 3)
+    tally.add(maps, [-np.inf, np.inf, 1e300], np.arange(5))
+    assert (tally.intersection[:, 0] == tally.concept_area).all()
+    assert not tally.intersection[:, 1:].any()
 
 
 def test_tally__equals_the_paper_at_real_sizes():

@@ -10,8 +10,9 @@ Each works on the units ``first`` to ``last`` and writes to theirs alone, so tha
 from typing import Any
 
 import numpy as np
-from numba.extending import intrinsic
 
+from neurolens.dissection import lanes
+from neurolens.dissection.lanes import GROUP
 from neurolens.units.kernels import compiled
 
 LOWEST = np.iinfo(np.int32).min
@@ -22,7 +23,7 @@ FIRST_NON_FINITE = 0x7F800000
 
 _I32, _U64 = np.int32, np.uint64
 _SIGN, _REST = np.int32(31), np.int32(0x7FFFFFFF)
-_ONE, _ZERO, _WORD = np.uint64(1), np.uint64(0), np.uint64(64)
+_ONE, _ZERO = np.uint64(1), np.uint64(0)
 
 
 @compiled
@@ -127,30 +128,9 @@ def sift(keys: Any, bound: int, ties: int) -> tuple[int, int]:
     return at, ties
 
 
-def _count_ones(_: Any, word: Any) -> Any:
-    return word(word), lambda _context, builder, _signature, words: builder.ctpop(words[0])
-
-
-_ones: Any = intrinsic(_count_ones)  # bits that are set: one instruction where the machine has it
-
-
-@compiled
-def _set_run(run: Any, start: int, mask: Any, touched: Any, n: int) -> int:
-    """Set the bits of ``run`` from pixel ``start`` on in the mask; keep a list of its words that are not 0."""
-    word, shift = start >> 6, _U64(start & 63)
-    low = run << shift
-    if low:
-        if mask[word] == _ZERO:
-            touched[n] = word
-            n += 1
-        mask[word] |= low
-    high = (run >> _ONE) >> (_U64(63) - shift)  # by 64 - shift, which may be 64
-    if high:
-        if mask[word + 1] == _ZERO:
-            touched[n] = word + 1
-            n += 1
-        mask[word + 1] |= high
-    return n
+def inlined(kernel: Any) -> Any:
+    """Compile a kernel into those that call it: references to arrays handed over are counted, which takes as long."""
+    return compiled(kernel, inline="always")
 
 
 @compiled
@@ -161,79 +141,72 @@ def _bits(low: int, high: int) -> Any:
     return (~_ZERO >> _U64(64 - (high - low))) << _U64(low)
 
 
-@compiled
-def _pixels_below(weight: float, start: float, per_weight: float, size: int) -> int:
-    """Return how many of the weights start, start + 1/per_weight, …, held at 0 from below, do not exceed ``weight``."""
-    if weight < 0:
-        return 0
-    return min(max(int(np.floor((min(weight, 2.0) - start) * per_weight)) + 1, 0), size)
+@inlined
+def draw_mask(
+    values: Any,
+    limit: Any,
+    bound: float,
+    starts: Any,
+    one: Any,
+    two: Any,
+    across: int,
+    left: Any,
+    right: Any,
+    first: Any,
+    second: Any,
+    need: Any,
+    shared: int,
+    hot: Any,
+    upper: Any,
+    lower: Any,
+    mask: Any,
+) -> tuple[int, int]:
+    """Set the pixels of an upsampled map that exceed the threshold, in a mask of zeros.
 
-
-@compiled
-def draw_mask(values: Any, threshold: float, rows: Any, columns: Any, mask: Any, touched: Any) -> int:
-    """Set the pixels of the upsampled map ``values`` (h, w) that exceed the threshold, in a mask of zeros.
-
-    ``rows`` and ``columns`` are (first output of each cell, weight of its first value, of its second) per axis. A pixel
-    is a mean, so only cells with a value above the threshold are looked at, and where a line of such a cell crosses
-    the threshold follows from its ends. Only pixels nearer to it than rounding are computed: across, rounded to
-    float32, then down, rounded to float32, as Pillow does for images of floats.
-    Returns how many words of the mask are not 0; ``touched`` lists them.
+    ``values`` (h, w) has rows filled up to whole groups; ``starts`` to ``across`` are those of
+    `neurolens.dissection.upsampling.pixel_rows`, and ``left`` to ``shared`` those of ``pixel_columns``. A pixel is a
+    mean, so only groups of pixels with a value above the ``limit`` around them are computed: across, rounded to
+    float32, then down, rounded to float32, as Pillow does for images of floats. The last rounding is left out: what it
+    brings above the limit is above the ``bound``.
+    Returns the first word of the mask that may not be 0, and the last.
     """
-    row_starts, row_first, row_second = rows
-    column_starts, column_first, column_second = columns
     height, width = values.shape
-    across = column_first.size
-    step, per_weight = width / across, across / width
-    limit = np.float32(threshold)
-    if np.float64(limit) > threshold:  # the largest float32 that is not above the threshold
-        limit = np.nextafter(limit, np.float32(-np.inf))
-    n = 0
     for i in range(height):
-        i2 = min(i + 1, height - 1)
-        hot = False
-        for j in range(width):
-            hot |= (values[i, j] > limit) | (values[i2, j] > limit)
-        if not hot:
+        word = _ZERO
+        for j in range(0, width, GROUP):
+            some = lanes.exceed(values, i * width + j, limit)
+            word |= _U64(some != _ZERO) << _U64(j // shared) if shared else some << _U64(j)
+        hot[i] = word
+    hot[height] = hot[height - 1]
+    low, high = mask.size, -1
+    for i in range(height):
+        seen = hot[i] | hot[i + 1]
+        if seen == _ZERO or starts[i] == starts[i + 1]:
             continue
-        for j in range(width):
-            j2 = min(j + 1, width - 1)
-            a, b, c, d = values[i, j], values[i, j2], values[i2, j], values[i2, j2]
-            top, bottom = max(max(a, b), max(c, d)), min(min(a, b), min(c, d))
-            if not top > limit:
+        above, below = i * width, min(i + 1, height - 1) * width
+        low, high = min(low, (starts[i] * across) >> 6), max(high, (starts[i + 1] * across - 1) >> 6)
+        g = 0
+        while g < need.size:
+            if seen & need[g] == _ZERO:
+                g += 1
                 continue
-            slack = 1e-6 * max(abs(np.float64(top)), abs(np.float64(bottom)))  # several times what rounding does
-            for x0 in range(column_starts[j], column_starts[j + 1], 64):
-                size = min(64, column_starts[j + 1] - x0)
-                start = (x0 + 0.5) * step - 0.5 - j
-                for y in range(row_starts[i], row_starts[i + 1]):
-                    one, two = row_first[y], row_second[y]
-                    left = one * np.float64(a) + two * np.float64(c)
-                    right = one * np.float64(b) + two * np.float64(d)
-                    if max(left, right) < threshold - slack:
-                        continue
-                    if bottom > limit or min(left, right) > threshold + slack:
-                        n = _set_run(_bits(0, size), y * across + x0, mask, touched, n)
-                        continue
-                    slope = right - left
-                    steep = 1.0 / slope if abs(slope) > slack else 0.0
-                    if steep == 0:
-                        run, low, high = _ZERO, 0, size
-                    elif steep > 0:
-                        low = _pixels_below((threshold - slack - left) * steep, start, per_weight, size)
-                        high = _pixels_below((threshold + slack - left) * steep, start, per_weight, size)
-                        run = _bits(high, size)
-                    else:
-                        low = _pixels_below((threshold + slack - left) * steep, start, per_weight, size)
-                        high = _pixels_below((threshold - slack - left) * steep, start, per_weight, size)
-                        run = _bits(0, low)
-                    for k in range(low, high):
-                        first, second = column_first[x0 + k], column_second[x0 + k]
-                        upper = np.float32(first * np.float64(a) + second * np.float64(b))
-                        lower = np.float32(first * np.float64(c) + second * np.float64(d))
-                        value = np.float32(one * np.float64(upper) + two * np.float64(lower))
-                        run |= _U64(value > limit) << _U64(k)
-                    n = _set_run(run, y * across + x0, mask, touched, n)
-    return n
+            x0, size = g * GROUP, 0
+            while g < need.size and size < 64 and seen & need[g] != _ZERO:
+                lanes.across(values, above, left, right, first, second, x0 + size, upper, size)
+                lanes.across(values, below, left, right, first, second, x0 + size, lower, size)
+                size += GROUP
+                g += 1
+            inside = _bits(0, min(size, across - x0))
+            for y in range(starts[i], starts[i + 1]):
+                run = _ZERO
+                for k in range(0, size, GROUP):
+                    run |= lanes.down(upper, lower, k, one[y], two[y], bound) << _U64(k)
+                run &= inside
+                at = y * across + x0
+                place, shift = at >> 6, _U64(at & 63)
+                mask[place] |= run << shift
+                mask[place + 1] |= (run >> _ONE) >> (_U64(63) - shift)  # by 64 - shift, which may be 64
+    return low, high
 
 
 @compiled
@@ -242,7 +215,8 @@ def tally_units(
     last: int,
     values: Any,
     high: Any,
-    threshold: Any,
+    limit: Any,
+    bound: Any,
     rows: Any,
     columns: Any,
     starts: Any,
@@ -257,13 +231,18 @@ def tally_units(
 ) -> None:
     """Add what the masks of ``values`` (sample, unit, h, w) have in common with the bitplanes of each sample.
 
-    The planes of sample b are rows ``starts[b, 0]`` to ``starts[b, 1]`` of concept, area and words.
+    The planes of sample b are rows ``starts[b, 0]`` to ``starts[b, 1]`` of concept, area and words. ``intersection``
+    is (block, concept, unit): the counts that an image adds to lie close together.
     """
     samples, _, height, width = values.shape
-    pixels = rows[1].size * columns[1].size
+    pixels = rows[1].size * rows[3]
     mask = np.zeros(words.shape[1] + 1, np.uint64)
     touched, drawn = np.empty(mask.size, np.int64), np.empty(mask.size, np.uint64)
-    one_map = np.empty((height, width), np.float32)
+    row_starts, one, two, across = rows
+    left, right, first_, second, need, shared = columns
+    hot, upper, lower = np.empty(height + 1, np.uint64), np.empty(64), np.empty(64)
+    filled = -(-width // GROUP) * GROUP
+    one_map = np.full((height, filled), np.float32(-np.inf))
     shown = np.zeros(unit_area.shape[2], np.bool_)
     inside = np.zeros(unit_area.shape[2], np.bool_)
     for b in range(samples):
@@ -273,29 +252,59 @@ def tally_units(
             if area[r] > 0:
                 shown[category[concept[r]]] = True
         for u in range(first, last):
-            if not np.float64(high[b, u]) > threshold[u]:
+            if not high[b, u] > limit[u]:
                 continue
-            one_map[:] = values[b, u]
-            n = draw_mask(one_map, threshold[u], rows, columns, mask, touched)
-            size = _ZERO
-            for k in range(n):
-                drawn[k] = mask[touched[k]]
-                mask[touched[k]] = _ZERO
-                size += _ones(drawn[k])
+            for i in range(height):
+                for j in range(width):
+                    one_map[i, j] = values[b, u, i, j]
+            low, top = draw_mask(
+                one_map,
+                limit[u],
+                bound[u],
+                row_starts,
+                one,
+                two,
+                across,
+                left,
+                right,
+                first_,
+                second,
+                need,
+                shared,
+                hot,
+                upper,
+                lower,
+                mask,
+            )
+            n = 0
+            size: Any = _ZERO
+            for k in range(low, top + 1):
+                word = mask[k]
+                mask[k] = _ZERO
+                touched[n], drawn[n] = k, word
+                size += lanes.ones(word)
+                n += word != _ZERO
             inside[:] = False
             for r in range(starts[b, 0], starts[b, 1]):
                 common = _ZERO
                 if area[r] == pixels:
                     common = size
                 else:
-                    plane = words[r]
                     for k in range(n):
-                        common += _ones(drawn[k] & plane[touched[k]])
+                        common += lanes.ones(drawn[k] & words[r, touched[k]])
                 if common:
-                    intersection[at, u, concept[r]] += np.uint32(common)
+                    intersection[at, concept[r], u] += np.uint32(common)
                     inside[category[concept[r]]] = True
             for c in range(shown.size):
                 if shown[c]:
                     unit_area[at, u, c] += np.int64(size)
                 if inside[c]:
                     unit_area_lite[at, u, c] += np.int64(size)
+
+
+@compiled
+def tally_concepts(starts: Any, concept: Any, area: Any, block: Any, concept_area: Any) -> None:
+    """Add the areas of the concepts of each sample: rows ``starts[b, 0]`` to ``starts[b, 1]`` of concept and area."""
+    for b in range(len(block)):
+        for r in range(starts[b, 0], starts[b, 1]):
+            concept_area[block[b], concept[r]] += area[r]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from neurolens.dissection import kernels
 from neurolens.dissection.labels import Labels
 from neurolens.dissection.maps import by_units, maps_of
-from neurolens.dissection.upsampling import axis, upsample
+from neurolens.dissection.upsampling import pixel_columns, pixel_rows, upsample
 from neurolens.errors import SchemaError
 
 BLOCKS = 32
@@ -78,7 +78,7 @@ class Tally:
                 f"a block of {largest} images of {height} × {width} has more pixels than 32 bits count; use more blocks"
             )
         self._labels, self._block, self._units, self._workers = labels, of, units, workers
-        self.intersection = np.zeros((count, units, len(labels.category)), dtype=np.uint32)
+        self._common = np.zeros((count, len(labels.category), units), dtype=np.uint32)
         self.unit_area = np.zeros((count, units, labels.n_categories), dtype=np.int64)
         self.unit_area_lite = np.zeros_like(self.unit_area)
         self.concept_area = np.zeros((count, len(labels.category)), dtype=np.int64)
@@ -112,21 +112,40 @@ class Tally:
             raise SchemaError(f"images run from {at.min()} to {at.max()}; there are labels of {len(self._block)}")
         labels, block = self._labels, self._block[at]
         starts = np.stack([labels.indptr[at], labels.indptr[at + 1]], axis=1)
-        height, width = labels.label_size
-        rows, columns = axis(batch.values.shape[2], height), axis(batch.values.shape[3], width)
-        given: Any = (batch.values, batch.largest, limits, tuple(rows), tuple(columns), starts)
-        planes = tuple(np.asarray(a) for a in (labels.concept, labels.area, labels.words, labels.category))
-        counts = (self.intersection, self.unit_area, self.unit_area_lite)
+        rows = pixel_rows(batch.values.shape[2], labels.label_size)
+        columns = pixel_columns(batch.values.shape[3], labels.label_size[1])
+        given: Any = (batch.values, batch.largest, *_cut(limits), rows, columns, starts)
+        concept, area = np.asarray(labels.concept), np.asarray(labels.area)
+        planes = (concept, area, np.asarray(labels.words), np.asarray(labels.category))
+        counts = (self._common, self.unit_area, self.unit_area_lite)
         rest: tuple[Any, ...] = (*given, *planes, block, *counts)
         by_units(lambda a, b: kernels.tally_units(a, b, *rest), self._units, self._workers)
-        for (low, high), into in zip(starts.tolist(), block.tolist()):
-            self.concept_area[into, labels.concept[low:high]] += labels.area[low:high]  # a concept is there once
+        kernels.tally_concepts(starts, concept, area, block, self.concept_area)
         self.n_images += np.bincount(block, minlength=len(self.n_images))
+
+    @property
+    def intersection(self) -> npt.NDArray[np.uint32]:
+        """Pixels of the mask where the concept is, (block, unit, concept); a view."""
+        return self._common.transpose(0, 2, 1)
 
     def variables(self) -> dict[str, npt.NDArray[Any]]:
         """Return the counts by name, as the concepts cube has them without the series: uint32 and float64."""
         floats = ("unit_area", "unit_area_lite", "concept_area", "n_images")
         return {"intersection": self.intersection} | {name: getattr(self, name).astype(np.float64) for name in floats}
+
+
+def _cut(thresholds: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Return the largest float32 that does not exceed each threshold, and the largest float64 that rounds to no more.
+
+    A float32 exceeds the threshold where it exceeds the first; a float64 does once rounded where it exceeds the second.
+    """
+    with np.errstate(over="ignore"):
+        limit = thresholds.astype(np.float32)
+        limit = np.where(limit > thresholds, np.nextafter(limit, np.float32(-np.inf)), limit)
+        above = np.nextafter(limit, np.float32(np.inf))
+        half = (limit.astype(np.float64) + above) / 2
+    to_even = above.view(np.int32) % 2 == 0  # then half the way is rounded up
+    return limit, np.where(to_even, np.nextafter(half, -np.inf), half)
 
 
 def unit_mask(maps: npt.ArrayLike, threshold: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:

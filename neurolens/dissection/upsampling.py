@@ -1,11 +1,15 @@
 """Maps brought to the size of the labels: bilinear between the centres of pixels, the edge held beyond the last."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from neurolens.dissection.lanes import GROUP
 from neurolens.errors import SchemaError
+
+Array = npt.NDArray[Any]
 
 
 class Axis(NamedTuple):
@@ -37,6 +41,34 @@ def axis(size: int, length: int) -> Axis:
     second = np.where(outside, 0.0, 1.0 - np.abs(1 + lower - centre + 0.5))
     total = first + second
     return Axis(np.searchsorted(lower, np.arange(size + 1)), first / total, second / total)
+
+
+@lru_cache(16)
+def pixel_rows(height: int, shape: tuple[int, int]) -> tuple[Array, Array, Array, int]:
+    """Return what `kernels.draw_mask` needs of rows: `Axis.starts`, weights of either value, and pixels of a line."""
+    return *axis(height, shape[0]), shape[1]
+
+
+@lru_cache(16)
+def pixel_columns(width: int, across: int) -> tuple[Array, Array, Array, Array, Array, int]:
+    """Return what `kernels.draw_mask` needs of columns.
+
+    Returns
+    -------
+    left, right, first, second : (pixel,)
+        The two values that each pixel of a line lies between, and their weights; filled up to whole groups.
+    need : (group,) uint64
+        The bits of the values that the pixels of a group lie between.
+    shared : how many values share a bit; 0: each has its own
+    """
+    along = axis(width, across)
+    pixels = np.minimum(np.arange(-(-across // GROUP) * GROUP), across - 1)
+    left = np.repeat(np.arange(width), np.diff(along.starts))[pixels]
+    right = np.minimum(left + 1, width - 1)
+    shared = 0 if width <= 64 else GROUP * -(-width // (64 * GROUP))
+    bits = np.uint64(1) << (np.stack([left, right]) // max(shared, 1)).astype(np.uint64)
+    need = np.bitwise_or.reduce(np.bitwise_or(*bits).reshape(-1, GROUP), axis=1)
+    return left, right, along.first[pixels], along.second[pixels], need, shared
 
 
 def upsample(maps: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
