@@ -163,9 +163,26 @@ def test_effects__are_asked_of_the_checkpoints_around_deaths(tmp_path):
         assert set(ds["unit"].values[known.sel(epoch=position).values]) == asked
 
 
-def test_effects__a_changed_checkpoint_redoes_its_row_only_if_nothing_else_died(tmp_path):
+def test_effects__another_way_to_take_units_away_is_another_measurement(tmp_path):
     path = write_study(tmp_path / "run", checkpoints=4, text=EFFECTS)
     run(path)
-    first = run(path, "effects")
-    assert run(path, "effects", "effects.replace='mean'") != []
-    assert len(run(path, "effects", "effects.replace='zero'")) == len(first)
+    first = {result.row.position for result in run(path, "effects")}
+    assert {result.row.position for result in run(path, "effects", "effects.replace='mean'")} == first
+    assert {
+        result.row.missing for result in run(path, "effects", "effects.replace='mean'", "effects.conductance=true")
+    } == {("conductance",)}
+
+
+def test_effects__of_a_longer_run_are_measured_only_where_more_is_asked(tmp_path):
+    path = write_study(tmp_path / "run", checkpoints=4, text=EFFECTS)
+    run(path)
+    before = {result.row.position: result.row.asked for result in run(path, "effects")}
+    write_checkpoint(path.parent, 4)
+    run(path)
+    study = load_study(path)
+    plan = rows.plan(rows.gather(study, "effects"), rows.open_for_reading(study))
+    wanted = {row.position: row.asked for row in plan.rows}
+    assert {row.position for row in plan.todo} == {p for p, units in wanted.items() if before.get(p) != units}
+    assert {p for p in before if before[p] == wanted[p]} != set()
+    run(path, "effects")
+    assert run(path, "effects") == []
