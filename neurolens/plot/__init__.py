@@ -1,5 +1,13 @@
 """Pictures: a Dataset, or what was reduced from one, in; matplotlib Axes out. Nothing here reads or writes files."""
 
+from neurolens.plot.concept_heatmaps import iou_heatmap, score_heatmap
+from neurolens.plot.concept_lifelines import lifelines
+from neurolens.plot.concept_lives import births_and_deaths, cumulative_events, top_concepts
+from neurolens.plot.concept_numbers import ConceptNumbers, LifeRule, concept_numbers
+from neurolens.plot.concept_pictures import concept_pictures
+from neurolens.plot.concept_sankey import migration_flows, migration_ribbons, migration_sankey
+from neurolens.plot.concept_survival import survival_curves
+from neurolens.plot.concepts import detector_curves, rotation_null
 from neurolens.plot.distributions import (
     binned_curves,
     csl_against_learning_time,
@@ -24,28 +32,44 @@ from neurolens.plot.units_pictures import (
 from neurolens.plot.units_spectra import rank_curves, singular_values
 
 __all__ = [
+    "ConceptNumbers",
+    "LifeRule",
     "Picture",
     "RunPictures",
     "Scores",
     "UnitCounts",
     "binned_curves",
+    "births_and_deaths",
+    "concept_numbers",
+    "concept_pictures",
     "csl_against_learning_time",
     "csl_histogram",
+    "cumulative_events",
+    "detector_curves",
     "dormancy_curves",
     "dormancy_evolution",
     "dormancy_heatmap",
     "drawable_spectra",
     "gallery",
     "hardest",
+    "iou_heatmap",
     "learning_time_histogram",
+    "lifelines",
     "log_pictures",
+    "migration_flows",
+    "migration_ribbons",
+    "migration_sankey",
     "pictures",
     "rank_curves",
+    "rotation_null",
     "run_pictures",
+    "score_heatmap",
     "scores",
     "singular_values",
     "spectra_pictures",
+    "survival_curves",
     "threshold_curves",
+    "top_concepts",
     "training_curves",
     "trajectories",
     "transition_ribbons",

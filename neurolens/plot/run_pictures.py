@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from neurolens.errors import DataError, MissingMeasurementError
+from neurolens.plot.concept_numbers import ConceptNumbers, LifeRule, concept_numbers
+from neurolens.plot.concept_pictures import concept_pictures
 from neurolens.plot.picture import Picture
 from neurolens.plot.pictures import ImagesById, Scores, pictures, scores, training_pictures
 from neurolens.plot.units import counted
@@ -30,9 +32,10 @@ class RunPictures:
     Attributes
     ----------
     pictures : list of Picture
-        In order: training, samples, units, activations, adopted logs.
-    scores, counts, log
-        Of samples, of units and of adopted logs (a summary); None where the run does not have them.
+        In order: training, samples, concepts, adopted tallies, units, activations, adopted logs.
+    scores, counts, concepts, tallies, log
+        Of samples, of units, of concepts, of adopted tallies and of adopted logs (a summary); None where the run does
+        not have them.
     notes : list of str
         What is missing.
     """
@@ -40,6 +43,8 @@ class RunPictures:
     pictures: list[Picture] = field(default_factory=list)
     scores: Scores | None = None
     counts: UnitCounts | None = None
+    concepts: ConceptNumbers | None = None
+    tallies: ConceptNumbers | None = None
     log: xr.Dataset | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -50,23 +55,29 @@ def run_pictures(
     metrics: "pd.DataFrame | None" = None,
     images: "ImagesById | None" = None,
     external: Mapping[str, xr.DataArray] | None = None,
+    rule: LifeRule | None = None,
 ) -> RunPictures:
     """Draw every picture that the cubes of a run allow. **Eager**.
 
     Parameters
     ----------
     cubes : Dataset by name
-        `samples`, `units`, `activations` and `dormancy`, or some of them. Those without a row are passed over.
+        `samples`, `concepts`, `tallies`, `units`, `activations` and `dormancy`, or some of them. Those
+        without a row are passed over.
     metrics : DataFrame, optional
         The training's ``metrics.csv``.
     images : function, optional
         From sample ids to their (H, W, C) images.
     external : mapping, optional
         Scores from elsewhere, (sample) each, that the samples' are compared with.
+    rule : LifeRule, optional
+        By which reading and rule concepts live and die.
     """
     out = RunPictures()
     draw: dict[str, Callable[[xr.Dataset], None]] = {
         "samples": lambda cube: _samples(out, cube, metrics, images, external),
+        "concepts": lambda cube: _concepts(out, cube, rule),
+        "tallies": lambda cube: _tallies(out, cube, rule),
         "units": lambda cube: _units(out, cube),
         "activations": lambda cube: _activations(out, cube),
         "dormancy": lambda cube: _log(out, cube),
@@ -104,6 +115,18 @@ def _samples(
         drawn = pictures(cube, given=given, metrics=metrics, external=external)
     out.pictures += drawn
     out.scores = given
+
+
+def _concepts(out: RunPictures, cube: xr.Dataset, rule: LifeRule | None) -> None:
+    out.concepts = concept_numbers(cube, rule=rule)
+    out.notes += out.concepts.notes
+    out.pictures += concept_pictures(cube, given=out.concepts)
+
+
+def _tallies(out: RunPictures, cube: xr.Dataset, rule: LifeRule | None) -> None:
+    out.tallies = concept_numbers(cube, rule=rule)
+    out.notes += out.tallies.notes
+    out.pictures += concept_pictures(cube, given=out.tallies)
 
 
 def _units(out: RunPictures, cube: xr.Dataset) -> None:

@@ -177,7 +177,7 @@ def short_names(names: Sequence[str], *, longest: int = 30) -> tuple[list[str], 
     and the pattern is ``layers.*.mlp:input``. A name that still is too long loses its middle.
     """
     if len(names) < 2:
-        return [_cut(name, longest) for name in names], ""
+        return [cut(name, longest) for name in names], ""
     parts = [re.split(r"(?<=[.:])|(?=:)", name) for name in names]
     least = min(map(len, parts)) - 1
     same = [len(set(column)) == 1 for column in zip(*(p[:least] for p in parts))]
@@ -187,12 +187,13 @@ def short_names(names: Sequence[str], *, longest: int = 30) -> tuple[list[str], 
     last = ends.index(False) if False in ends else least
     kept = ["".join(p[first : len(p) - last]) for p in parts]
     if not first and not last:
-        return [_cut(name, longest) for name in names], ""
+        return [cut(name, longest) for name in names], ""
     tail = "".join(parts[0][len(parts[0]) - last :])
     dot = "." if kept[0].endswith(".") and tail else ""
-    return [_cut(name.rstrip("."), longest) for name in kept], "".join(parts[0][:first]) + "*" + dot + tail
+    return [cut(name.rstrip("."), longest) for name in kept], "".join(parts[0][:first]) + "*" + dot + tail
 
 
-def _cut(name: str, longest: int) -> str:
+def cut(name: str, longest: int) -> str:
+    """Return a name without its middle, where it is longer than ``longest``."""
     half = (longest - 1) // 2
     return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
