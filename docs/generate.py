@@ -1,11 +1,12 @@
 """MkDocs hook: writes the tables of the study file and the commands into their pages from the code itself."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import typer
 
 from neurolens.cli import app
-from neurolens.schema import EVENTS
+from neurolens.schema import EVENTS, FUNCTIONAL_DEATHS, Variable
 from neurolens.study_files import study_json_schema
 
 
@@ -16,13 +17,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     if "<!-- cli-commands -->" in markdown:
         markdown = markdown.replace("<!-- cli-commands -->", commands())
     if "<!-- event-columns -->" in markdown:
-        markdown = markdown.replace("<!-- event-columns -->", event_columns())
+        markdown = markdown.replace("<!-- event-columns -->", columns(EVENTS))
+    if "<!-- functional-columns -->" in markdown:
+        markdown = markdown.replace("<!-- functional-columns -->", columns(FUNCTIONAL_DEATHS))
     return markdown
 
 
-def event_columns() -> str:
-    """Return the columns of the table of events, as the schema declares them."""
-    rows = [f"| `{v.name}` | {v.dtype} | {v.units} | {v.description} |" for v in EVENTS]
+def columns(declared: Iterable[Variable]) -> str:
+    """Return the columns of a table, as the schema declares them."""
+    rows = [f"| `{v.name}` | {v.dtype} | {v.units} | {v.description} |" for v in declared]
     return "\n".join(["| column | type | unit | meaning |", "|---|---|---|---|", *rows])
 
 

@@ -85,3 +85,41 @@ def binomial_upper(
         z, p = ndtri(confidence), k / n
         upper = (p + z**2 / (2 * n) + z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))) / (1 + z**2 / n)
     return np.where(known & partial, upper, bound)
+
+
+def normal_interval(mean: Any, error: Any, confidence: float = 0.95) -> tuple[Any, Any]:
+    """Return the bounds mean ± z · standard error; NaN where either is."""
+    from scipy.special import ndtri
+
+    require_resampling(0, confidence)
+    reach = ndtri(1 - (1 - confidence) / 2) * np.asarray(error, dtype=float)
+    mean = np.asarray(mean, dtype=float)
+    return mean - reach, mean + reach
+
+
+def paired_interval(lost: Any, gained: Any, n: Any, confidence: float = 0.95) -> tuple[Any, Any]:
+    """Return the bounds of a difference of two shares of the same samples, (lost − gained) / n.
+
+    Parameters
+    ----------
+    lost, gained : arrays that broadcast
+        Samples that have it the first time only, and the second time only.
+    n : array
+        All samples.
+    confidence : float
+        Coverage.
+
+    Returns
+    -------
+    low, high : arrays of float64
+        Wald's bounds after half a sample was added to each of the four cells. NaN where a count is.
+
+    References
+    ----------
+    Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions".
+    """
+    b, c = np.asarray(lost, dtype=float) + 0.5, np.asarray(gained, dtype=float) + 0.5
+    size = np.asarray(n, dtype=float) + 2
+    gap = (b - c) / size
+    low, high = normal_interval(gap, np.sqrt(b + c - (b - c) ** 2 / size) / size, confidence)
+    return np.maximum(low, -1.0), np.minimum(high, 1.0)

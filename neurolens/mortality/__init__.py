@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from neurolens.mortality.changes import churn, diversity, extinctions, label_drift
     from neurolens.mortality.events import concept_events, concept_lives
     from neurolens.mortality.exports import export_events, export_tallies, export_trajectories
+    from neurolens.mortality.functional import asked_units, functional_death
     from neurolens.mortality.lifetimes import logrank, survival
     from neurolens.mortality.moves import migrations
     from neurolens.mortality.tallies import read_tallies
     from neurolens.mortality.uncertainty import compare, event_counts, event_probability, tau_sensitivity
 
 _HOMES = {
+    "asked_units": "functional",
     "churn": "changes",
     "compare": "uncertainty",
     "concept_events": "events",
@@ -27,6 +29,7 @@ _HOMES = {
     "export_tallies": "exports",
     "export_trajectories": "exports",
     "extinctions": "changes",
+    "functional_death": "functional",
     "label_drift": "changes",
     "logrank": "lifetimes",
     "migrations": "moves",
@@ -36,6 +39,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "asked_units",
     "churn",
     "compare",
     "concept_events",
@@ -47,6 +51,7 @@ __all__ = [
     "export_tallies",
     "export_trajectories",
     "extinctions",
+    "functional_death",
     "label_drift",
     "logrank",
     "migrations",

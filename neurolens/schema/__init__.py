@@ -13,6 +13,7 @@ import xarray as xr
 
 from neurolens.errors import MissingMeasurementError, SchemaError, nearest
 from neurolens.schema.concepts import CONCEPTS
+from neurolens.schema.effect_results import FUNCTIONAL_DEATHS
 from neurolens.schema.effects import EFFECTS
 from neurolens.schema.mortality_results import EVENTS, MORTALITY_RESULTS
 from neurolens.schema.records import PROVENANCE, SERIES, SERIES_DIMS, Cube, Part, Variable
@@ -46,6 +47,7 @@ __all__ = [
     "EL2N",
     "ENTROPY",
     "EVENTS",
+    "FUNCTIONAL_DEATHS",
     "GRAD_NORM",
     "GRAD_NORM_PIXEL",
     "GRAND",
