@@ -10,6 +10,7 @@ import pytest
 from concept_store_cases import write_concepts
 from mortality_cases import drawn
 from scipy import stats
+from tally_cases import tree
 from typer.testing import CliRunner, Result
 
 from neurolens import open_run
@@ -17,7 +18,8 @@ from neurolens.cli import app
 from neurolens.cli.comparing import cubes_of
 from neurolens.dissection import iou
 from neurolens.inference import bootstrap_counts
-from neurolens.mortality import concept_events, event_counts, logrank, survival
+from neurolens.mortality import concept_events, event_counts, logrank, read_tallies, survival
+from neurolens.rows.adopting_tallies import adopt_tallies
 from neurolens.store import open_store
 from neurolens.study import load_study
 from neurolens.study.seeds import each_seed
@@ -118,6 +120,18 @@ def test_compare__keeps_runs_of_one_name_apart(tmp_path: Path) -> None:
     assert list(cubes_of([str(tmp_path / "a/x"), str(tmp_path / "a/y")], None)) == ["r (x)", "r (y)"]
     places = [str(tmp_path / "a/x"), str(tmp_path / "b/x")]
     assert list(cubes_of(places, None)) == places
+
+
+def test_compare__takes_adopted_tallies_beside_measured_runs(runs: dict[str, Path], tmp_path: Path) -> None:
+    target = open_store(tmp_path / "published", create=True)
+    adopt_tallies(read_tallies(tree(tmp_path / "tree")), target, run="published")
+    result = call("compare", runs["one"], target.url, "--k", 1, "--draws", 2, "--csv", tmp_path / "table.csv")
+    assert result.exit_code == 0, result.output
+    assert "counts of published have no intervals: adopted tallies" in result.output
+    events = concept_events(open_run(target.url)["tallies"].to_dataset(), k=1)
+    found = line_of(table_of(tmp_path / "table.csv"), "published", "lives")
+    assert found["value"].item() == len(events)
+    assert found["low"].isna().all()
 
 
 def test_compare__says_what_is_wrong(runs: dict[str, Path], tmp_path: Path) -> None:
