@@ -1,4 +1,4 @@
-"""Kill −9 in the middle of rows of units and of activations, and two runs at once: stores come out byte for byte."""
+"""Kill −9 in the middle of rows of units, activations and concepts, and two runs at once: stores come out the same."""
 
 import random
 import signal
@@ -16,13 +16,14 @@ import pytest
 from neurolens.study import load_study
 
 MakeStudy = Callable[..., Path]
-CUBES = ("units", "activations")
+CUBES = ("units", "activations", "concepts")
 KILLS = 8
 CHECKPOINTS = 12
 BLOCKS = 4  # of 24 samples, at most 7 in each
 
 STUDY = conftest.STUDY.replace(
-    "[samples]\n", "[units]\nhistogram = true\nclasses = true\ntop = 2\n[activations]\ndtype = 'float32'\n"
+    "[samples]\n",
+    "[units]\nhistogram = true\nclasses = true\ntop = 2\n[activations]\ndtype = 'float32'\n[concepts]\nroot = '.'\n",
 )
 
 # The engine in a process of its own, with measurements that take no torch: what they return is drawn from the
@@ -82,7 +83,15 @@ class OfActivations:
     block_size = staticmethod(lambda table, axes: 7)
     encodings = staticmethod(lambda table: {"activation": "float32-bitround10"})
 
+class OfConcepts:
+    parts = staticmethod(lambda table: ("counts", "top"))
+    key_config = staticmethod(lambda table, part: {"version": 1})
+    axes = staticmethod(lambda network, samples, table: {
+        "unit": unit, "block": Axis(np.arange(32)), "concept": Axis(np.arange(40)), "category": Axis(np.arange(3)),
+        "rank": Axis(np.arange(4)), "sample": Axis(samples.ids)})
+
 sys.modules["neurolens.units.measure"] = OfUnits
+sys.modules["neurolens.dissection.cube"] = OfConcepts
 sys.modules["neurolens.units.activations"] = OfActivations
 study = load_study(sys.argv[1])
 store = None
@@ -113,13 +122,13 @@ def write_fake_checkpoints(home: Path, count: int, salt: str = "") -> None:
 
 
 def change(home: Path) -> None:
-    """Change some checkpoints, and add samples: all units are measured again, and blocks of activations are added."""
+    """Change some checkpoints, and add samples: units and concepts are all measured again, activations get blocks."""
     write_fake_checkpoints(home, CHECKPOINTS // 3, salt="changed ")
     conftest.write_samples(home, np.arange(33))
 
 
 @pytest.mark.parametrize("cube", CUBES)
-def test_run_rows__of_units_and_activations_survive_kills_at_random_moments(
+def test_run_rows__of_more_than_samples_survive_kills_at_random_moments(
     cube: str, make_study: MakeStudy, stores_equal: Callable[..., None]
 ) -> None:
     killed, undisturbed = (make_study(name, checkpoints=0, text=STUDY) for name in ("killed", "undisturbed"))
@@ -147,7 +156,7 @@ def test_run_rows__of_units_and_activations_survive_kills_at_random_moments(
     stores_equal(load_study(killed).store.url, load_study(undisturbed).store.url)
 
 
-def test_run_rows__of_units_and_activations_are_shared_between_two_runs(
+def test_run_rows__of_more_than_samples_are_shared_between_two_runs(
     make_study: MakeStudy, stores_equal: Callable[..., None]
 ) -> None:
     """Started with different cubes first, so that both write both groups of one store at once."""
@@ -157,6 +166,6 @@ def test_run_rows__of_units_and_activations_are_shared_between_two_runs(
     finish(engine(alone, *CUBES))
     both = [engine(shared, *CUBES), engine(shared, *reversed(CUBES))]
     computed = Counter(line for process in both for line in finish(process) if line.startswith("computed"))
-    assert len(computed) == CHECKPOINTS * (1 + BLOCKS)
+    assert len(computed) == CHECKPOINTS * (2 + BLOCKS)
     assert set(computed.values()) == {1}
     stores_equal(load_study(shared).store.url, load_study(alone).store.url)
