@@ -1,0 +1,65 @@
+"""Kill −9 while labels are decoded, thresholds taken and checkpoints dissected: what is left ends as it should."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from concept_study import STUDY, write_study
+
+from neurolens.study import load_study
+
+KILLS = 3
+TEXT = STUDY.replace("top = 3", "top = 3\nrotations = 1\nthreshold_from = 1") + "[effects]\nk = 1\ntau = 0.08\n"
+ENGINE = """
+import sys
+from neurolens import rows
+import neurolens.dissection.cube, neurolens.effects.measure, neurolens.models
+from neurolens.study import load_study
+
+study = load_study(sys.argv[1])
+print("begin", flush=True)
+for cube in ("concepts", "effects"):
+    materials = rows.gather(study, cube)
+    store = rows.open_for_writing(study)
+    for result in rows.run_rows(materials, rows.plan(materials, store).todo, store):
+        print(cube, result.row.position, result.outcome, result.why, flush=True)
+"""
+
+
+def engine(path: Path) -> subprocess.Popen[str]:
+    env = os.environ | {"XDG_CACHE_HOME": str(path.parent / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", ENGINE, str(path)], stdout=subprocess.PIPE, text=True, env=env)
+
+
+def finish(path: Path) -> list[str]:
+    process = engine(path)
+    out, _ = process.communicate(timeout=180)
+    assert process.returncode == 0
+    return out.splitlines()[1:]
+
+
+def test_run__of_concepts_and_effects_survives_kills_at_random_moments(
+    tmp_path: Path, stores_equal: Callable[..., None]
+) -> None:
+    killed, undisturbed = (write_study(tmp_path / name, checkpoints=4, text=TEXT) for name in ("killed", "undisturbed"))
+    began = time.perf_counter()
+    done = finish(undisturbed)
+    lasted = time.perf_counter() - began
+    assert {line.split()[0] for line in done} == {"concepts", "effects"}
+    moments = random.Random(1)
+    for _ in range(KILLS):
+        process = engine(killed)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begin\n"
+        time.sleep(moments.uniform(0, lasted / 3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    finish(killed)
+    assert finish(killed) == []
+    stores_equal(load_study(killed).store.url, load_study(undisturbed).store.url)
