@@ -12,11 +12,15 @@ import pandas as pd
 import xarray as xr
 
 from neurolens import schema
+from neurolens.dissection.overlap import AREAS, best_concept, iou
 from neurolens.errors import DataError, SchemaError
+from neurolens.mortality.inputs import opened, trajectories_of
 from neurolens.mortality.tally_files import COLUMNS, FIGURES, FILE
 from neurolens.units.inputs import OnMissing, labels_of, listed
 from neurolens.units.layers_of import held
 from neurolens.units.seed_log import natural
+
+METRICS = ("epoch", "train_loss", "train_acc", "val_loss", "val_acc", "lr")
 
 Line = Mapping[str, Any]
 
@@ -34,12 +38,12 @@ def export_tallies(
 
     Parameters
     ----------
-    data : the opened concepts cube, or what `neurolens.mortality.read_tallies` returned
+    data : the opened cube of concepts, or of adopted tallies, or what `neurolens.mortality.read_tallies` returned
     folder
         Checkpoints are called as their coordinate `checkpoint` says, else ``epoch_<n>``, ``iter_<n>`` or
         ``epoch_<n>_iter_<n>``. Tables that are there are replaced, each as a whole.
     reading : {"paper", "lite"}
-        Of a cube.
+        Of the concepts cube; tallies have their own.
     missing : {"error", "drop"}
         Raise where a checkpoint was not measured, or leave it out.
 
@@ -52,7 +56,8 @@ def export_tallies(
     MissingMeasurementError
         If checkpoints were not measured, naming them.
     """
-    tallies = _best_of_cube(data, reading, missing) if "intersection" in data else data
+    data = opened(data)
+    tallies = _best_per_category(data, reading, missing) if "intersection" in data else data
     lacking = [name for name in ("best_label", "best_iou", "truth", "activation", "intersect") if name not in tallies]
     if lacking:
         raise SchemaError(f"there is no {lacking[0]!r}; pass the concepts cube, or tallies with columns per category")
@@ -74,16 +79,26 @@ def export_tallies(
     return paths
 
 
-def export_trajectories(data: xr.Dataset, path: str | os.PathLike[str]) -> Path:
+def export_trajectories(
+    data: xr.Dataset,
+    path: str | os.PathLike[str],
+    *,
+    reading: Literal["paper", "lite"] = "paper",
+    missing: OnMissing = "error",
+) -> Path:
     """Write ``trajectories.csv``: the best concept of every unit at every checkpoint. **Eager.**
 
     Parameters
     ----------
-    data : Dataset with `score`, `label` and `label_category` (series, unit)
-        From `neurolens.mortality.read_tallies`, or the best concepts of the cube. By epoch, columns are
+    data : the opened cube of concepts, or of adopted tallies, or `score`, `label`, `label_category` (series, unit)
+        The last from `neurolens.mortality.read_tallies` or `neurolens.best_concept`. By epoch, columns are
         ``epoch,layer,unit,label,score,category``; by step, ``step,checkpoint,layer,unit,label,score,category``.
     path
         The file, which is replaced as a whole.
+    reading : {"paper", "lite"}
+        Of the concepts cube; tallies have their own.
+    missing : {"error", "drop"}
+        Of the concepts cube: raise where a checkpoint was not measured, or leave it out.
 
     Raises
     ------
@@ -91,7 +106,12 @@ def export_trajectories(data: xr.Dataset, path: str | os.PathLike[str]) -> Path:
         If a variable is missing.
     DataError
         If the file cannot be written.
+    MissingMeasurementError
+        If checkpoints were not measured, naming them.
     """
+    data = opened(data)
+    if "intersection" in data:
+        data = best_concept(_measured(data, reading, missing), reading=reading)
     for name in ("score", "label", "label_category"):
         schema.present(data, name)
     series = schema.series_dim(data)
@@ -120,7 +140,7 @@ def export_events(
     folder: str | os.PathLike[str],
     *,
     migrations: pd.DataFrame | None = None,
-    functional_dead: Sequence[bool] | None = None,
+    functional_dead: Sequence[Any] | None = None,
 ) -> tuple[Path, Path, Path]:
     """Write ``mortality_events.csv``, ``summary.csv`` and ``concept_death_counts.csv``, and return their paths.
 
@@ -132,7 +152,8 @@ def export_events(
     migrations : the table of `neurolens.migrations` on the same scores and options, optional
         Absent: the column ``migrated`` is empty, and so is its count.
     functional_dead : one per death, in order, optional
-        Absent: empty, where the reference writes False whether it looked or not.
+        As in the table of `neurolens.functional_death`. What is missing (NA) is empty, and so are all without it, where
+        the reference writes False whether it looked or not.
 
     Raises
     ------
@@ -169,7 +190,10 @@ def export_events(
     columns = ("unit", "layer", "label", *ends, "score_birth", "score_death", "migrated", "functional_dead")
     total: list[tuple[str, Any]] = [("total_events", len(deaths))]
     total.append(("migrated_events", "" if migrations is None else sum(migrated)))
-    total.append(("functional_dead_events", "" if functional_dead is None else sum(functional)))
+    known = [flag for flag in functional if flag != ""]
+    total.append(
+        ("functional_dead_events", sum(known) if known or (not functional and functional_dead is not None) else "")
+    )
     stamps = deaths["death"].value_counts().sort_index()
     total += [(f"{series}_{stamp}_deaths", int(n)) for stamp, n in stamps.items()]
     counts = layer.value_counts()
@@ -185,6 +209,36 @@ def export_events(
             [{"label": name, "count": int(n)} for name, n in by_concept.items()],
         ),
     )
+
+
+def export_metrics(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
+    """Write ``metrics.csv`` of a training with the reference's columns, figure by figure as the training wrote them.
+
+    Parameters
+    ----------
+    source
+        The ``metrics.csv`` that a training keeps beside its checkpoints.
+    path
+        The file, which is replaced as a whole.
+
+    Raises
+    ------
+    DataError
+        If there is no such table, columns are missing, or the file cannot be written.
+    """
+    origin = Path(source)
+    try:
+        with origin.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise DataError(f"{origin}: there are no metrics; they are written by `neurolens run` as it trains") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{origin} is not a table of metrics ({error}); remove it, or train again") from error
+    lacking = [name for name in METRICS if lines and name not in lines[0]]
+    if lacking or not lines:
+        found = f"lacks {listed(lacking)}" if lacking else "has no line"
+        raise DataError(f"{origin} {found}; needed: {', '.join(METRICS)}, as `neurolens run` writes them; train again")
+    return replace_csv(Path(path), METRICS, lines)
 
 
 def replace_csv(path: Path, columns: Sequence[str], lines: Iterable[Line]) -> Path:
@@ -204,12 +258,12 @@ def replace_csv(path: Path, columns: Sequence[str], lines: Iterable[Line]) -> Pa
     return path
 
 
-def _flags(deaths: pd.DataFrame, flags: Sequence[bool] | None, name: str) -> list[Any]:
+def _flags(deaths: pd.DataFrame, flags: Sequence[Any] | None, name: str) -> list[Any]:
     if flags is None:
         return [""] * len(deaths)
     if len(flags) != len(deaths):
         raise SchemaError(f"{name} has {len(flags)} lines, and there are {len(deaths)} deaths; give one for each")
-    return [bool(flag) for flag in flags]
+    return ["" if pd.isna(flag) else bool(flag) for flag in flags]
 
 
 def _line(here: xr.Dataset, unit: int, number: int, categories: Sequence[str]) -> dict[str, Any]:
@@ -219,7 +273,7 @@ def _line(here: xr.Dataset, unit: int, number: int, categories: Sequence[str]) -
     labels = [str(name) for name in here["best_label"].data[unit]]
     line: dict[str, Any] = {"unit": number, "category": "", "label": "", "score": float("nan")}
     if best >= 0:
-        line |= {"category": categories[best], "label": labels[best], "score": float(iou[best])}
+        line |= {"category": categories[best] if labels[best] else "", "label": labels[best], "score": float(iou[best])}
     if "score" in here:  # as it was read: a nameless best concept included
         line["score"] = float(here["score"].data[unit])
         line |= {"label": str(here["label"].data[unit]), "category": str(here["label_category"].data[unit])}
@@ -231,15 +285,16 @@ def _line(here: xr.Dataset, unit: int, number: int, categories: Sequence[str]) -
     return line
 
 
-def _best_of_cube(concepts: xr.Dataset, reading: str, missing: OnMissing) -> xr.Dataset:
-    from neurolens.dissection.overlap import AREAS, best_concept, iou
-    from neurolens.mortality.inputs import trajectories_of
-
-    score = iou(concepts, reading="lite" if reading == "lite" else "paper")
+def _measured(concepts: xr.Dataset, reading: Literal["paper", "lite"], missing: OnMissing) -> xr.Dataset:
+    score = iou(concepts, reading=reading)
     kept = trajectories_of(score, missing=missing)
-    if kept.score.sizes[kept.series] < score.sizes[kept.series]:
-        concepts = concepts.sel({kept.series: kept.score[kept.series]})
-    best = best_concept(concepts, reading="lite" if reading == "lite" else "paper", by="category").compute()
+    whole = kept.score.sizes[kept.series] == score.sizes[kept.series]
+    return concepts if whole else concepts.sel({kept.series: kept.score[kept.series]})
+
+
+def _best_per_category(concepts: xr.Dataset, reading: Literal["paper", "lite"], missing: OnMissing) -> xr.Dataset:
+    concepts = _measured(concepts, reading, missing)
+    best = best_concept(concepts, reading=reading, by="category").compute()
     at = best["position"]
     some, concept = at >= 0, at.clip(0)
     totals = concepts[["intersection", AREAS[reading], "concept_area"]].sum("block", skipna=False).compute()
