@@ -9,7 +9,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from neurolens import schema
 from neurolens.errors import SchemaError
-from neurolens.plot.style import GREY, INK, styled
+from neurolens.plot.style import GREY, INK, new_figure, styled
 from neurolens.units.layers_of import held
 
 OUTLINE = "#ffd400"
@@ -64,7 +64,7 @@ def unit_gallery(
         if figure is None:
             import matplotlib.pyplot as plt
 
-            figure = plt.figure(figsize=gallery_size(shown, columns=columns), layout="constrained")
+            figure = plt.figure(figsize=_size(shown, columns), layout="constrained")
         parts = figure.subfigures(len(strips), 1, height_ratios=[_HEAD + _SIDE * n for n in rows], squeeze=False)
         axes: list[Axes] = []
         for part, strip, n in zip(parts[:, 0], strips, rows):
@@ -81,15 +81,19 @@ def unit_gallery(
         return axes
 
 
-def gallery_size(shown: xr.Dataset, *, columns: int = COLUMNS) -> tuple[float, float]:
-    """Return width and height of a figure for what `unit_gallery` shows, in inches."""
-    strips = int(np.prod([shown.sizes[d] for d in ("unit", *schema.SERIES_DIMS) if d in shown.dims], dtype=int))
-    ranks = shown.sizes.get("rank", 1)
-    columns = max(1, min(columns, ranks))
-    return max(4.2, 0.15 + _SIDE * columns), strips * (_HEAD + _SIDE * max(1, -(-ranks // columns)))
+def wide_figure(shown: xr.Dataset, *, columns: int = COLUMNS) -> Figure:
+    """Return an empty figure of the size that `unit_gallery` needs for what is shown; pyplot does not know of it."""
+    return new_figure(_size(shown, max(1, min(columns, shown.sizes.get("rank", 1)))))
 
 
 _MEND = "give what neurolens.report.unit_galleries returns"
+
+
+def _size(shown: xr.Dataset, columns: int) -> tuple[float, float]:
+    """Return width and height in inches."""
+    strips = int(np.prod([shown.sizes[d] for d in ("unit", *schema.SERIES_DIMS) if d in shown.dims], dtype=int))
+    rows = max(1, -(-shown.sizes.get("rank", 1) // columns))
+    return max(4.2, 0.15 + _SIDE * columns), strips * (_HEAD + _SIDE * rows)
 
 
 def _strips(shown: xr.Dataset, dims: list[str]) -> list[xr.Dataset]:

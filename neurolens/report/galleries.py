@@ -8,7 +8,7 @@ import xarray as xr
 
 from neurolens import schema
 from neurolens.checkpoint_files import spans
-from neurolens.dissection.choosing import measured_positions, require_top
+from neurolens.dissection.choosing import measured_positions, require_top, strongest_detectors, unit_positions
 from neurolens.dissection.overlap import Reading, best_concept
 from neurolens.errors import (
     MissingCheckpointError,
@@ -17,6 +17,8 @@ from neurolens.errors import (
     SchemaError,
     StudyError,
 )
+from neurolens.plot.galleries import unit_gallery, wide_figure
+from neurolens.plot.picture import Picture
 from neurolens.study import Study
 from neurolens.units.layers_of import held
 
@@ -125,6 +127,52 @@ def unit_galleries(
     arrays |= {name: best[name] for name in ("score", "label")}
     attrs = {"run": study.name, "same": int(same), "reading": reading}
     return xr.Dataset(arrays, attrs=attrs)
+
+
+def concepts_of(run: xr.DataTree) -> xr.Dataset:
+    """Return the concepts cube of an opened run.
+
+    Raises
+    ------
+    MissingMeasurementError
+        If it has none.
+    """
+    if "concepts" not in run.children or "intersection" not in run["concepts"]:
+        found = ", ".join(run.children) or "nothing"
+        raise MissingMeasurementError(
+            f"the run holds {found}, and no checkpoint has been dissected; add a [concepts] table to the study, and "
+            "run it: `neurolens run STUDY --only concepts`"
+        )
+    return run["concepts"].to_dataset()
+
+
+def detector_picture(study: Study, concepts: xr.Dataset, *, count: int = 4, top: int = 7) -> Picture | None:
+    """Draw galleries of the strongest detectors at the last checkpoint; None where no unit has a concept. **Eager**.
+
+    Parameters
+    ----------
+    study, concepts : as for `unit_galleries`
+    count : units, each of another concept
+    top : images of each
+
+    Raises
+    ------
+    NeurolensError
+        As `unit_galleries`: what it needs besides the store may be gone.
+    """
+    chosen = strongest_detectors(concepts, count=count)
+    if not chosen.size:
+        return None
+    units = unit_positions(concepts, units=chosen["unit"].values.tolist())
+    shown = unit_galleries(study, concepts, units=units, top=top)
+    figure = wide_figure(shown)
+    unit_gallery(shown, figure=figure)
+    names = [f"{label} ({float(score):.2f})" for label, score in zip(chosen["label"].values, chosen.values)]
+    caption = (
+        f"The images that excite the strongest detectors most, bright where the unit fires: {', '.join(names)}; "
+        "in brackets the IoU of unit and concept."
+    )
+    return Picture("unit_galleries", "What the strongest detectors see", caption, caption, figure)
 
 
 def _places(concepts: xr.Dataset, at: Sequence[int] | None) -> tuple[str, list[int]]:
