@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from neurolens import __version__
-from neurolens.cli import comparing, drawing, galleries, keeping, layers, looking, making, running
+from neurolens.cli import comparing, drawing, galleries, keeping, layers, looking, making, running, tallies
 from neurolens.cli.console import Commands, say
 
 app = typer.Typer(
@@ -45,6 +45,11 @@ app.command("compare")(comparing.compare)
 app.command("tag")(keeping.tag)
 app.command("doctor")(keeping.doctor)
 app.command("maintain")(keeping.maintain)
+keeping.exports.command("tallies")(tallies.export_tallies)
+keeping.exports.command("trajectories")(tallies.export_trajectories)
+keeping.exports.command("events")(tallies.export_events)
+keeping.exports.command("metrics")(tallies.export_metrics)
+keeping.imports.command("tallies")(tallies.import_tallies)
 app.add_typer(keeping.exports, name="export")
 app.add_typer(keeping.imports, name="import")
 app.add_typer(making.makes, name="make")
