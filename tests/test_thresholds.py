@@ -83,12 +83,12 @@ def test_thresholds__of_early_layers_take_the_same_memory_however_many_images(im
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 2**32), st.integers(1, 12), st.sampled_from([0.005, 0.1, 0.5]), st.sampled_from([None, "lite"]),
-    st.sampled_from([64, 0.002]), st.booleans(), st.integers(1, 3),
+    st.sampled_from([64, 0.006]), st.booleans(), st.integers(1, 3), st.sampled_from([6, 19]),
 )  # fmt: skip
 def test_thresholds__are_blind_to_order_batches_layout_memory_and_threads(
-    seed, batches, quantile, compat, memory_mib, last, workers
+    seed, batches, quantile, compat, memory_mib, last, workers, units
 ):
-    maps = drawn(images=60, seed=seed)
+    maps = drawn(images=60, units=units, seed=seed)
     shuffled = maps[np.random.default_rng(seed).permutation(60)]
     if last:
         shuffled = np.ascontiguousarray(shuffled.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)

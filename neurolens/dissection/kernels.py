@@ -15,8 +15,8 @@ from neurolens.dissection import lanes
 from neurolens.dissection.lanes import GROUP
 from neurolens.units.kernels import compiled
 
-LOWEST = np.iinfo(np.int32).min
-"""A key below that of every float."""
+LOWEST = -0x7F800001
+"""The key of -infinity, below that of every finite float."""
 
 FIRST_NON_FINITE = 0x7F800000
 """Magnitude of the bits of infinity; those of NaNs are larger."""
@@ -24,6 +24,11 @@ FIRST_NON_FINITE = 0x7F800000
 _I32, _U64 = np.int32, np.uint64
 _SIGN, _REST = np.int32(31), np.int32(0x7FFFFFFF)
 _ONE, _ZERO = np.uint64(1), np.uint64(0)
+
+
+def inlined(kernel: Any) -> Any:
+    """Compile a kernel into those that call it: references to arrays handed over are counted, which takes as long."""
+    return compiled(kernel, inline="always")
 
 
 @compiled
@@ -58,24 +63,74 @@ def row_maxima(first: int, last: int, bits: Any, high: Any, magnitude: Any) -> N
 
 
 @compiled
-def collect(first: int, last: int, bits: Any, high: Any, bound: Any, kept: Any, fill: Any, resume: Any) -> None:
-    """Append the keys of ``bits`` (sample, unit, position) above each unit's bound to its row of ``kept``.
+def collect_maps(
+    first: int, last: int, values: Any, bits: Any, high: Any, bound: Any, limit: Any, kept: Any, fill: Any, start: int
+) -> int:
+    """Append the keys of ``values`` (sample, unit, position) above each unit's bound to its row of ``kept``.
 
-    A unit starts at sample ``resume[u]`` and stops, leaving its number there, where its row might not hold the next.
+    ``bits`` are the values as patterns, ``limit`` is the bound as a float. Goes on from sample ``start``, and returns
+    the sample before which it stopped since a row might not hold what it has; the number of all without.
     """
-    samples, _, size = bits.shape
-    room = kept.shape[1]
+    samples: int = values.shape[0]
+    units, size = values.shape[1:]
+    whole = size - size % GROUP
+    for b in range(start, samples):
+        if not has_room(first, last, size, high, bound, kept, fill, b):
+            return b
+        for u in range(first, last):
+            if high[b, u] <= bound[u]:
+                continue
+            at, floor = fill[u], limit[u]
+            for i in range(0, whole, GROUP):
+                some = lanes.exceed(values, (b * units + u) * size + i, floor)
+                while some:
+                    pattern = bits[b, u, i + lanes.first_one(some)]
+                    kept[u, at] = pattern ^ ((pattern >> _SIGN) & _REST)
+                    at += 1
+                    some &= some - _ONE
+            for i in range(whole, size):
+                pattern = bits[b, u, i]
+                kept[u, at] = pattern ^ ((pattern >> _SIGN) & _REST)
+                at += values[b, u, i] > floor
+            fill[u] = at
+    return samples
+
+
+@compiled
+def collect_rows(
+    first: int, last: int, values: Any, bits: Any, high: Any, bound: Any, limit: Any, kept: Any, fill: Any, start: int
+) -> int:
+    """The same for ``values`` (sample, position, unit)."""
+    samples: int = values.shape[0]
+    size, units = values.shape[1:]
+    whole = last - (last - first) % GROUP
+    for b in range(start, samples):
+        if not has_room(first, last, size, high, bound, kept, fill, b):
+            return b
+        for i in range(size):
+            for u in range(first, whole, GROUP):
+                some = lanes.exceed_each(values, (b * size + i) * units + u, limit, u)
+                while some:
+                    v = u + lanes.first_one(some)
+                    pattern = bits[b, i, v]
+                    kept[v, fill[v]] = pattern ^ ((pattern >> _SIGN) & _REST)
+                    fill[v] += 1
+                    some &= some - _ONE
+            for u in range(whole, last):
+                if values[b, i, u] > limit[u]:
+                    pattern = bits[b, i, u]
+                    kept[u, fill[u]] = pattern ^ ((pattern >> _SIGN) & _REST)
+                    fill[u] += 1
+    return samples
+
+
+@inlined
+def has_room(first: int, last: int, size: int, high: Any, bound: Any, kept: Any, fill: Any, b: int) -> bool:
+    """Tell whether each row of ``kept`` holds the map of sample ``b``, if it has anything above its bound."""
+    most, full = kept.shape[1] - size, False
     for u in range(first, last):
-        b, at, above, row = resume[u], fill[u], bound[u], kept[u]
-        while b < samples and (high[b, u] <= above or at + size <= room):
-            if high[b, u] > above:
-                for i in range(size):
-                    pattern = bits[b, u, i]
-                    key = pattern ^ ((pattern >> _SIGN) & _REST)
-                    row[at] = key
-                    at += key > above
-            b += 1
-        resume[u], fill[u] = b, at
+        full |= (high[b, u] > bound[u]) & (fill[u] > most)
+    return not full
 
 
 @compiled
@@ -99,20 +154,6 @@ def digit_of(counts: Any, rank: int) -> tuple[int, int]:
 
 
 @compiled
-def keep_largest(keys: Any, rank: int) -> int:
-    """Move the ``rank`` largest keys to the front, and return the smallest of them."""
-    prefix, left = 0, rank
-    for shift, width in ((21, 11), (10, 11), (0, 10)):
-        counts = np.zeros(1 << width, np.int64)
-        count_digits(keys, shift, width, prefix, counts)
-        digit, left = digit_of(counts, left)
-        prefix = (prefix << width) | digit
-    bound = prefix - 0x80000000
-    sift(keys, bound, left)
-    return bound
-
-
-@compiled
 def sift(keys: Any, bound: int, ties: int) -> tuple[int, int]:
     """Move the keys above the bound, and the first so many equal to it, to the front: how many, and ties left."""
     at = 0
@@ -126,11 +167,6 @@ def sift(keys: Any, bound: int, ties: int) -> tuple[int, int]:
             at += 1
             ties -= 1
     return at, ties
-
-
-def inlined(kernel: Any) -> Any:
-    """Compile a kernel into those that call it: references to arrays handed over are counted, which takes as long."""
-    return compiled(kernel, inline="always")
 
 
 @compiled

@@ -16,11 +16,25 @@ GROUP = 8
 
 _LANE = ir.IntType(32)
 _FLOATS, _DOUBLES = ir.VectorType(ir.FloatType(), GROUP), ir.VectorType(ir.DoubleType(), GROUP)
+_FALSE = ir.Constant(ir.IntType(1), 0)
 _Code = tuple[Any, Callable[[Any, Any, Any, Any], Any]]
 
 
 def _ones(_: Any, word: Any) -> _Code:
     return word(word), lambda _context, builder, _signature, given: builder.ctpop(given[0])
+
+
+def _first(_: Any, word: Any) -> _Code:
+    return types.intp(word), lambda context, builder, _signature, given: builder.cttz(given[0], _FALSE)
+
+
+def _exceed_each(_: Any, values: Any, at: Any, limits: Any, start: Any) -> _Code:
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        seen = _load(builder, _data(context, builder, signature.args[0], given[0], given[1]), _FLOATS)
+        limit = _load(builder, _data(context, builder, signature.args[2], given[2], given[3]), _FLOATS)
+        return _bits(builder, builder.fcmp_ordered(">", seen, limit))
+
+    return types.uint64(values, types.intp, limits, types.intp), generate
 
 
 def _exceed(_: Any, values: Any, at: Any, limit: Any) -> _Code:
@@ -93,6 +107,12 @@ def _bits(builder: Any, found: Any) -> Any:
 
 ones: Any = intrinsic(_ones)
 """``ones(word)``: how many bits are set; one instruction where the machine has it."""
+
+first_one: Any = intrinsic(_first)
+"""``first_one(word)``: the number of the lowest bit that is set; 64 where none is."""
+
+exceed_each: Any = intrinsic(_exceed_each)
+"""``exceed_each(values, at, limits, start)``: a bit for each of eight float32 that exceeds its own limit."""
 
 exceed: Any = intrinsic(_exceed)
 """``exceed(values, at, limit)``: a bit for each of eight float32 that exceeds the limit."""

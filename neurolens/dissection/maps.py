@@ -26,13 +26,17 @@ class Maps(NamedTuple):
     high: npt.NDArray[np.int32]
 
     @property
-    def bits(self) -> npt.NDArray[np.int32]:
-        """The values as bit patterns, (B, U, h w); a view."""
+    def in_rows(self) -> bool:
+        """Whether channels lie last."""
+        return not self.values.flags.c_contiguous
+
+    @property
+    def flat(self) -> npt.NDArray[np.float32]:
+        """The values as they lie: (B, U, h w), or (B, h w, U) in rows; a view."""
         batch, units, height, width = self.values.shape
-        patterns = self.values.view(np.int32)
-        if patterns.flags.c_contiguous:
-            return patterns.reshape(batch, units, height * width)
-        return patterns.transpose(0, 2, 3, 1).reshape(batch, height * width, units).transpose(0, 2, 1)
+        if self.in_rows:
+            return self.values.transpose(0, 2, 3, 1).reshape(batch, height * width, units)
+        return self.values.reshape(batch, units, height * width)
 
     @property
     def largest(self) -> npt.NDArray[np.float32]:
@@ -67,19 +71,13 @@ def maps_of(maps: npt.ArrayLike | Maps, units: int, *, seen: int = 0, workers: i
         )
     values = values.reshape(*values.shape[:2], 1, 1) if values.ndim == 2 else values
     values = values.astype(np.float32, copy=False)
-    last = values.transpose(0, 2, 3, 1)
-    in_rows = last.flags.c_contiguous and not values.flags.c_contiguous
-    if not in_rows:
+    if not values.transpose(0, 2, 3, 1).flags.c_contiguous:
         values = np.ascontiguousarray(values)
-    batch, positions = len(values), values.shape[2] * values.shape[3]
-    high = np.empty((batch, units), dtype=np.int32)
+    high = np.empty((len(values), units), dtype=np.int32)
     magnitude = np.empty_like(high)
-    if in_rows:
-        bits = last.view(np.int32).reshape(batch, positions, units)
-        by_units(lambda a, b: kernels.row_maxima(a, b, bits, high, magnitude), units, workers)
-    else:
-        bits = values.view(np.int32).reshape(batch, units, positions)
-        by_units(lambda a, b: kernels.map_maxima(a, b, bits, high, magnitude), units, workers)
+    found = Maps(values, high)
+    bits, maxima = found.flat.view(np.int32), kernels.row_maxima if found.in_rows else kernels.map_maxima
+    by_units(lambda a, b: maxima(a, b, bits, high, magnitude), units, workers)
     wrong = np.argwhere(magnitude >= kernels.FIRST_NON_FINITE)
     if len(wrong):
         image, unit = wrong[0]
@@ -87,7 +85,7 @@ def maps_of(maps: npt.ArrayLike | Maps, units: int, *, seen: int = 0, workers: i
             f"the map of unit {unit} on image {seen + image} holds NaN or infinity ({len(wrong)} maps of this batch "
             "do); thresholds and masks need finite activations: leave the checkpoint or the layer out"
         )
-    return Maps(values, high)
+    return found
 
 
 def by_units(work: Callable[[int, int], Any], units: int, workers: int) -> Sequence[Any]:

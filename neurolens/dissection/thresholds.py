@@ -1,7 +1,7 @@
 """The exact top-quantile threshold of every unit, from batches of maps that are looked at once and not kept.
 
 Of each unit only those activations are kept that may still be among the largest that its rank asks for: those above
-the smallest of as many already seen. What is left is selected by counting digits, so ties and order play no part.
+the smallest of as many already seen. Numbers are selected by rank, so ties and order play no part.
 """
 
 import os
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neurolens.dissection import kernels
-from neurolens.dissection.maps import by_units, floats, maps_of
+from neurolens.dissection.maps import Maps, by_units, floats, maps_of
 from neurolens.dissection.ranks import QUANTILE, Compat, rank_of
 from neurolens.errors import SchemaError
 
@@ -79,8 +79,9 @@ class Thresholds:
         self._keep = n_total - self._rank.lower
         self._budget = int(memory_mib * _MIB) // (4 * units)  # keys per unit
         self._folder = None if folder is None else Path(folder)
-        self._seen = self._images = self._positions = 0
+        self._seen = self._images = self._positions = self._most = 0
         self._bound = np.full(units, kernels.LOWEST, dtype=np.int32)
+        self._limit = np.full(units, -np.inf, dtype=np.float32)  # the bound as a float
         self._fill = np.zeros(units, dtype=np.int64)
         self._kept: Any = None
         self._file: _Regions | None = None
@@ -139,22 +140,19 @@ class Thresholds:
                 )
             self._prepare(positions)
             self._positions = positions
-        bits, high = batch.bits, batch.high
-        resume = np.zeros(self._units, dtype=np.int64)
-
-        def work(first: int, last: int) -> None:
-            while True:
-                kernels.collect(first, last, bits, high, self._bound, self._kept, self._fill, resume)
-                full = first + np.flatnonzero(resume[first:last] < len(bits))
-                if not len(full):
-                    return
-                for unit in full.tolist():
-                    self._make_room(unit)
-
         if count:
-            by_units(work, self._units, self._workers)
+            by_units(lambda first, last: self._collect(batch, first, last), self._units, self._workers)
         self._seen += count
         self._images += len(batch.values)
+
+    def _collect(self, batch: Maps, first: int, last: int) -> None:
+        values, done = batch.flat, 0
+        collect = kernels.collect_rows if batch.in_rows else kernels.collect_maps
+        given = (values, values.view(np.int32), batch.high, self._bound, self._limit, self._kept, self._fill)
+        while (done := collect(first, last, *given, done)) < len(values):
+            for unit in np.flatnonzero(self._fill[first:last] > self._most).tolist():
+                self._make_room(first + unit)
+            self._limit[first:last] = floats(self._bound[first:last])
 
     def result(self) -> npt.NDArray[np.float64]:
         """Return the thresholds, (U,) float64; of a unit that never fires after a ReLU, 0.
@@ -187,26 +185,24 @@ class Thresholds:
                     f"give at least {needed} MiB"
                 )
             self._file = _Regions(self._units, self._keep, room, self._folder)
+        spare = room - (self._keep if self._file is None else 0)
+        self._most = room - max(positions, spare // 4)
         self._kept = np.empty((self._units, room), dtype=np.int32)
 
     def _make_room(self, unit: int) -> None:
         row = self._kept[unit, : self._fill[unit]]
         if self._file is None:
-            self._bound[unit] = kernels.keep_largest(row, self._keep)
-            self._fill[unit] = self._keep
+            row.partition(len(row) - self._keep)
+            row[: self._keep] = row[len(row) - self._keep :]
+            self._bound[unit], self._fill[unit] = row[0], self._keep
         else:
             self._bound[unit] = self._file.append(unit, row, int(self._bound[unit]))
             self._fill[unit] = 0
 
     def _smallest_two(self, unit: int) -> npt.NDArray[np.int32]:
         """Return the smallest key of the ``keep`` largest and the next, which may be equal to it."""
-        if self._file is not None:
-            self._make_room(unit)
-            return self._file.smallest_two(unit)
-        row = self._kept[unit, : self._fill[unit]]
-        self._bound[unit] = kernels.keep_largest(row, self._keep)
-        self._fill[unit] = self._keep
-        return _smallest_two(row[: self._keep])
+        self._make_room(unit)
+        return _smallest_two(self._kept[unit, : self._keep]) if self._file is None else self._file.smallest_two(unit)
 
 
 class _Regions:
