@@ -1,17 +1,28 @@
 """Cubes whose rows follow from another cube: which checkpoints have a row, and of which units."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from neurolens import schema
+from neurolens.rows.remembering import remembered
 from neurolens.study import Study
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from neurolens.checkpoints import Series
+    from neurolens.store.ledger import Ledger
+
+Found = dict[str, Any]
+VERSION = 1
+"""Raised when other units are asked for the same events, or events themselves change."""
+
+RULE = ("reading", "tau", "k", "hysteresis", "by", "compat", "smoothing_window", "min_alive")
+"""The keys of [effects] that say what an event is."""
 
 ASKED = ("effects",)
 """Cubes that are measured only of some units, at some checkpoints."""
@@ -32,36 +43,28 @@ class Asked:
 def asked(study: Study, series: "Series") -> Asked:
     """Return the units whose concepts died, by the checkpoints just before and after: from the concepts in the store.
 
+    All IoU are looked at once, and again when a row of concepts, or what an event is, has changed.
+
     Raises
     ------
     StoreError
         If the store cannot be read.
+    DataError
+        If the user's cache cannot be written.
     """
-    from neurolens import concept_events, iou
-    from neurolens.mortality.functional import asked_units
+    from neurolens.rows.materials import open_for_reading
 
     table = study.effects
     assert table is not None
-    concepts = _concepts(study)
-    if concepts is None:
+    store = open_for_reading(study)
+    held = {} if store is None or store.layout("concepts") is None else _keys(store.ledger("concepts"))
+    if not held:
         return Asked({}, note="effects wait for concepts: no checkpoint has been dissected yet")
-    events = concept_events(
-        iou(concepts, reading=table.reading),
-        tau=table.tau,
-        k=table.k,
-        hysteresis=table.hysteresis,
-        by=None if table.compat else table.by,
-        compat=table.compat,
-        smoothing_window=table.smoothing_window,
-        min_alive=table.min_alive,
-        missing="drop",
-    )
-    done = concepts[series.dim].values[concepts["measured"].values]
-    found = asked_units(events, done, compat=table.compat)
-    known = {position: units for position, units in found.items() if position in series.positions}
-    layers = tuple(dict.fromkeys(np.asarray(concepts["layer"]).tolist()))
-    note = "" if known else "effects are of units whose concepts died, and none has"
-    return Asked(known, layers, note)
+    rule = {name: getattr(table, name) for name in RULE}
+    name = _name({"version": VERSION, "rows": held, "rule": rule})
+    found = remembered("events", f"{name}.json", lambda: _find(study, rule), read=_read, write=_write)
+    known = {int(at): tuple(units) for at, units in found["units"].items() if int(at) in series.positions}
+    return Asked(known, tuple(found["layers"]), "" if known else "effects are of units whose concepts died; none has")
 
 
 def restricted(series: "Series", wanted: Asked) -> "Series":
@@ -71,14 +74,37 @@ def restricted(series: "Series", wanted: Asked) -> "Series":
     return replace(series, checkpoints=kept, notes=notes)
 
 
-def _concepts(study: Study) -> "xr.Dataset | None":
-    """Open the study's concepts cube, or return None where no row of it is done."""
+def _find(study: Study, rule: Mapping[str, Any]) -> Found:
+    """Find the deaths in the store, and whom to ask about them."""
+    from neurolens import concept_events, iou
     from neurolens.backend import open_run
-    from neurolens.rows.materials import open_for_reading
+    from neurolens.mortality.functional import asked_units
 
-    store = open_for_reading(study)
-    if store is None or store.layout("concepts") is None:
-        return None
     run = open_run(study.store.url, endpoint=study.store.endpoint, region=study.store.region)
     concepts = run["concepts"].to_dataset()
-    return concepts if "intersection" in concepts and bool(concepts["measured"].any()) else None
+    options = {name: value for name, value in rule.items() if name not in ("reading", "by")}
+    by = None if rule["compat"] else rule["by"]
+    events = concept_events(iou(concepts, reading=rule["reading"]), by=by, missing="drop", **options)
+    done = concepts[schema.series_dim(concepts)].values[concepts["measured"].values]
+    units = asked_units(events, done, compat=rule["compat"])
+    layers = dict.fromkeys(np.asarray(concepts["layer"]).tolist())
+    return {"units": {str(at): [int(u) for u in of] for at, of in units.items()}, "layers": list(layers)}
+
+
+def _keys(ledger: "Ledger") -> dict[str, str]:
+    """Return the keys of what is dissected, by position."""
+    rows = (row for row in ledger.rows() if (row.part, row.state) == ("counts", "done") and row.current)
+    return {str(row.position): row.key for row in rows}
+
+
+def _name(decides: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> Found:
+    found: Found = json.loads(path.read_text())
+    return found
+
+
+def _write(file: IO[bytes], found: Found) -> None:
+    file.write(json.dumps(found).encode())
