@@ -7,10 +7,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+from tally_cases import tree
 
 import neurolens
 from neurolens import open_run, rows, store
+from neurolens.mortality import read_tallies
 from neurolens.rows.adopting_logs import adopt_log
+from neurolens.rows.adopting_tallies import adopt_tallies
 from neurolens.study import load_study
 from neurolens.study_files import init_study
 from neurolens.units.seed_log import export_dormancy, read_log
@@ -77,7 +80,7 @@ def test_commands__are_ones_that_there_are(line):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a small run, as the pages take it to be there: store.icechunk, demo/store.icechunk, a log."""
+    """A folder with a small run, as the pages take it: store.icechunk, demo/store.icechunk, a log, tallies."""
     from neurolens.training import train
 
     folder = tmp_path_factory.mktemp("pages")
@@ -91,6 +94,8 @@ def trained(tmp_path_factory):
     store.open_store(study.store.url).tag("thesis-v1")
     log = export_dormancy(open_run(study.store.url)["units"].to_dataset(), folder / "log.csv", model="digits")
     adopt_log(read_log(log)[0], store.open_store(folder / "logs.icechunk", create=True), run="digits")
+    tallies = read_tallies(tree(folder / "dissection"))
+    adopt_tallies(tallies, store.open_store(folder / "published.icechunk", create=True), run="published")
     (folder / "demo").mkdir()
     (folder / "demo" / "store.icechunk").symlink_to(folder / "store.icechunk")
     return folder
@@ -104,6 +109,7 @@ def trained(tmp_path_factory):
         "docs/how-to/mislabelled.md",
         "docs/how-to/units.md",
         "docs/how-to/seed-files.md",
+        "docs/how-to/tallies.md",
         "docs/explanation/mortality.md",
     ],
 )
