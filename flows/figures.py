@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import xarray as xr
 
-from neurolens import dormancy_summary, rows
+from neurolens import detectors, dormancy_summary, rows
 from neurolens.study import Study
 
 LAST = 5
@@ -15,7 +15,11 @@ def key_figures(study: Study, plan: rows.Plan, summary: str) -> str:
     """Return the key figures of a cube that was brought up to date: what it says of the last checkpoints."""
     lines = [f"# {study.name}: {plan.cube}", "", summary, "", f"store: `{study.store.url}`"]
     lines += [f"- {note}" for note in plan.notes]
-    tables: dict[str, Callable[[xr.Dataset, str], list[str]]] = {"samples": _of_samples, "units": _of_units}
+    tables: dict[str, Callable[[xr.Dataset, str], list[str]]] = {
+        "samples": _of_samples,
+        "units": _of_units,
+        "concepts": _of_concepts,
+    }
     if plan.cube not in tables:
         return "\n".join(lines)
     options = {"endpoint": study.store.endpoint, "region": study.store.region}
@@ -45,6 +49,23 @@ def _of_units(ds: xr.Dataset, series: str) -> list[str]:
     lines = ((p, *(f"{share:.2%}" for share in row)) for p, row in zip(last[series].values, shares))
     units, layers = last.sizes["unit"], found.sizes["layer"]
     return ["", f"share of {units} units in {layers} layers that are dormant", *_table((series, *words), lines)]
+
+
+def _of_concepts(ds: xr.Dataset, series: str) -> list[str]:
+    if not ds["measured"].any():
+        return []
+    last = ds.isel({series: ds["measured"].values}).isel({series: slice(-LAST, None)})
+    found = detectors(last).compute()
+    names = [str(name) for name in found["category"].values.tolist()]
+    counts = found["n_detectors"].transpose(series, "category").values
+    lines = (
+        (p, *row, all_, unique)
+        for p, row, all_, unique in zip(
+            last[series].values, counts, found["total_detectors"].values, found["total_unique"].values
+        )
+    )
+    words = f"units, of {last.sizes['unit']}, that detect a concept: IoU of {found.attrs['iou_tau']:g}, paper reading"
+    return ["", words, *_table((series, *names, "all", "different concepts"), lines)]
 
 
 def _table(header: tuple[str, ...], lines: Iterable[tuple[object, ...]]) -> list[str]:

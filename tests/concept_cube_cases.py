@@ -180,3 +180,38 @@ def drawn(
         names=names,
         **options,
     )
+
+
+def write_store(url, ds, *, run="scripted"):
+    """Write a Dataset of `cube_of` into a store, a row per checkpoint, and return the store."""
+    from store_cases import key
+
+    from neurolens import schema
+    from neurolens.store import Axis, open_store
+
+    series = next(iter(ds["threshold"].dims))
+    text = {name: np.array(ds[name].values.tolist(), np.str_) for name in ("concept", "category", "concept_category")}
+    unit = {"layer": np.array(ds["layer"].values.tolist(), np.str_), "index": ds["index"].values}
+    axes = {
+        "unit": Axis(ds["unit"].values, unit),
+        "block": Axis(ds["block"].values),
+        "concept": Axis(text["concept"], {n: text.get(n, ds[n].values) for n in ("label", "concept_category")}),
+        "category": Axis(text["category"]),
+    }
+    parts = ["counts"]
+    if "rotated_score" in ds:
+        parts.append("rotated")
+        axes["rotation"] = Axis(np.arange(ds.sizes["rotation"]))
+    store = open_store(url, create=True)
+    settings = {"parts": {part: {} for part in parts}, "model": {"name": "none"}}
+    store.prepare(schema.CONCEPTS, run=run, series=series, axes=axes, fingerprint="f" * 64, settings=settings)
+    for i, position in enumerate(ds[series].values.tolist()):
+        if not ds["measured"].values[i]:
+            continue
+        wanted = [v for part in parts for v in schema.CONCEPTS.part(part).variables]
+        values = {v.name: ds[v.name].isel({series: i}).values.astype(v.dtype) for v in wanted}
+        store.write_row(
+            schema.CONCEPTS, (position, 0), positions={series: position}, values=values,
+            keys={part: key(position, part) for part in parts}, seconds=0.1, provenance={},
+        )  # fmt: skip
+    return store

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from neurolens.cli.console import Profile, Run, Seed, run_in, say, store_of
-from neurolens.errors import DataError, MissingMeasurementError
+from neurolens.errors import DataError, MissingExtraError, MissingMeasurementError
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from neurolens.plot import RunPictures
     from neurolens.study import Study
 
 External = Annotated[
@@ -105,7 +106,7 @@ def save_pictures(place: Any, folder: Path, study: "Study | None", files: list[P
 
     mpl.use("agg")
     from neurolens.plot import run_pictures
-    from neurolens.report import images_of, metrics_of
+    from neurolens.report import images_of, life_rule_of, metrics_of
 
     cubes = cubes_of(place)
     scores = externals(cubes, files)
@@ -116,7 +117,7 @@ def save_pictures(place: Any, folder: Path, study: "Study | None", files: list[P
             images = images_of(study) if "samples" in cubes else None
         except DataError as error:
             say(f"without images and training curves: {error}")
-    drawn = run_pictures(cubes, metrics=metrics, images=images, external=scores)
+    drawn = run_pictures(cubes, metrics=metrics, images=images, external=scores, rule=life_rule_of(study))
     for note in drawn.notes:
         say(note)
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +125,25 @@ def save_pictures(place: Any, folder: Path, study: "Study | None", files: list[P
     for picture in drawn.pictures:
         path = folder / f"{picture.name}.png"
         picture.figure.savefig(path, dpi=150)
+        written.append(path)
+    return written + save_sankeys(drawn, folder)
+
+
+def save_sankeys(drawn: "RunPictures", folder: Path) -> list[Path]:
+    """Write migrations of concepts as pages that can be pointed at, and return the paths."""
+    from neurolens.plot import migration_sankey
+
+    written = []
+    for name, numbers in (("sankey", drawn.concepts), ("tallies_sankey", drawn.tallies)):
+        if numbers is None or numbers.moves is None:
+            continue
+        try:
+            figure = migration_sankey(numbers.moves, units=numbers.best, level=numbers.level)
+        except MissingExtraError as error:
+            say(f"without {name}.html: {error}")
+            continue
+        path = folder / f"{name}.html"
+        figure.write_html(path, include_plotlyjs=True)
         written.append(path)
     return written
 

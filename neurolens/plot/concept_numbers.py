@@ -18,6 +18,8 @@ from neurolens.units.layers_of import held
 
 FACTORS = 0.5, 0.75, 1.0, 1.25, 1.5
 """Thresholds at which events are counted too, in terms of the one that is drawn."""
+NODES = 14
+"""Up to how many units on either side migrations are drawn from unit to unit."""
 MEMORY = 2**30
 """Bytes of IoU that are kept; more is read again for each reduction."""
 BEST = "score", "label", "label_category"
@@ -99,6 +101,14 @@ class ConceptNumbers:
     def reading(self) -> str:
         """How the reading is called."""
         return "as adopted" if self.cube == "tallies" else f"reading: {self.rule.reading}"
+
+    @property
+    def level(self) -> str:
+        """What migrations are added up over: units where they are few, else layers."""
+        if self.moves is None:
+            return "layer"
+        away = {unit for to in self.moves["destinations"] for unit in to}
+        return "unit" if self.moves["unit"].nunique() <= NODES and len(away) <= NODES else "layer"
 
 
 def concept_numbers(ds: xr.Dataset, *, rule: LifeRule | None = None) -> ConceptNumbers:

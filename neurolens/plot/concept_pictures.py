@@ -17,8 +17,6 @@ from neurolens.plot.style import new_figure, styled
 
 TOP = 15
 """How many concepts are ranked."""
-NODES = 14
-"""Up to how many units on either side migrations are drawn from unit to unit."""
 
 
 def concept_pictures(
@@ -170,7 +168,7 @@ def _moves(given: ConceptNumbers) -> list[Picture]:
         return []
     moves = given.moves
     figure = new_figure((8.2, 4.4))
-    migration_ribbons(moves, units=given.best, level=level_of(moves), ax=figure.add_subplot())
+    migration_ribbons(moves, units=given.best, level=given.level, ax=figure.add_subplot())
     taken = int((moves["n_destinations"] > 0).sum()) if len(moves) else 0
     caption = (
         f"Of {said(len(moves), 'death')}, {taken:,} had another unit take the concept up within "
@@ -178,12 +176,6 @@ def _moves(given: ConceptNumbers) -> list[Picture]:
     )
     alt = f"Ribbons from where concepts died to where they were taken up. {caption}"
     return [Picture("concept_migrations", "Where concepts go that die", caption, alt, figure)]
-
-
-def level_of(moves: pd.DataFrame) -> str:
-    """Say what migrations are added up over: units where they are few, else layers."""
-    away = {unit for to in moves["destinations"] for unit in to}
-    return "unit" if moves["unit"].nunique() <= NODES and len(away) <= NODES else "layer"
 
 
 def _rotations(given: ConceptNumbers) -> list[Picture]:

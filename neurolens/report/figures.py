@@ -9,7 +9,8 @@ import xarray as xr
 from neurolens import samples, schema
 from neurolens.errors import MissingMeasurementError
 from neurolens.plot import RunPictures, Scores
-from neurolens.report.records import KeyFigure
+from neurolens.report.concept_figures import concept_figures, threshold_table
+from neurolens.report.records import FigureTable, KeyFigure
 from neurolens.report.unit_figures import log_figures, unit_figures
 
 if TYPE_CHECKING:
@@ -33,15 +34,29 @@ def all_figures(
     found = []
     if drawn.scores is not None:
         found += key_figures(cubes["samples"], drawn.scores, metrics)
-    elif drawn.counts is not None or drawn.log is not None:
-        counted = drawn.log if drawn.counts is None else drawn.counts.by_tau
-        assert counted is not None
-        found += [_checkpoints(counted)]
+    else:
+        counted = _any_counts(drawn)
+        found += [] if counted is None else [_checkpoints(counted)]
+    for given in (drawn.concepts, drawn.tallies):
+        found += [] if given is None else concept_figures(given)
     if drawn.counts is not None:
         found += unit_figures(drawn.counts)
     if drawn.log is not None:
         found += log_figures(drawn.log)
     return found
+
+
+def all_tables(drawn: RunPictures) -> list[FigureTable]:
+    """Gather the tables of what was drawn: how events of concepts depend on the threshold."""
+    return [threshold_table(given) for given in (drawn.concepts, drawn.tallies) if given is not None]
+
+
+def _any_counts(drawn: RunPictures) -> xr.Dataset | None:
+    """Return something over the checkpoints of the run."""
+    if drawn.counts is not None:
+        return drawn.counts.by_tau
+    given = drawn.concepts or drawn.tallies
+    return drawn.log if given is None else given.detectors
 
 
 def _checkpoints(cube: xr.Dataset) -> KeyFigure:

@@ -39,6 +39,8 @@ def next_steps(
     if "loss" in cubes.get("samples", ()):
         code = f'{_opened(url, "samples")}\nneurolens.csl(ds)["csl"].to_series().nlargest(20)'
         steps.append(Step("Open the run in a notebook:", code))
+    if "intersection" in cubes.get("concepts", ()):
+        steps += _of_concepts(url, study_file if study is not None else url)
     if "abs_sum" in cubes.get("units", ()):
         steps += _of_units(study, url, study_file)
     return [*steps, *_of_study(study, study_file), _kept(study, url, study_file)]
@@ -46,6 +48,15 @@ def next_steps(
 
 def _opened(url: str, cube: str) -> str:
     return f'import neurolens\nds = neurolens.open_run({url!r})["{cube}"].to_dataset()'
+
+
+def _of_concepts(url: str, run: str) -> list[Step]:
+    code = (
+        f"{_opened(url, 'concepts')}\nscores = neurolens.iou(ds)\n"
+        "neurolens.concept_events(scores, tau=0.05).query(\"end == 'death'\")"
+    )
+    steps = [Step("Which concepts died in which units, at another threshold? Nothing is measured again.", code)]
+    return [*steps, Step("Point at migrations, in a page of their own:", f"neurolens plot {run}")]
 
 
 def _of_units(study: Study | None, url: str, study_file: str) -> list[Step]:

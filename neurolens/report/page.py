@@ -16,10 +16,10 @@ from neurolens.backend import open_run
 from neurolens.errors import DataError, StoreError
 from neurolens.plot import Picture, run_pictures
 from neurolens.plot.run_pictures import has_rows
-from neurolens.report.figures import all_figures
+from neurolens.report.figures import all_figures, all_tables
 from neurolens.report.ledger import ledger_table
 from neurolens.report.next_steps import next_steps
-from neurolens.report.sources import images_of, metrics_of
+from neurolens.report.sources import images_of, life_rule_of, metrics_of
 from neurolens.store import open_store
 from neurolens.study import Study
 
@@ -91,7 +91,7 @@ def write_report(
             notes.append(
                 f"Rows of the {table.cube} cube failed at {table.series} {lost}: every number here leaves them out."
             )
-    drawn = run_pictures(cubes, metrics=metrics, images=images, external=external)
+    drawn = run_pictures(cubes, metrics=metrics, images=images, external=external, rule=life_rule_of(study))
     notes += drawn.notes
     if not any(map(has_rows, cubes.values())):
         notes.append("No checkpoint has been measured yet.")
@@ -106,6 +106,7 @@ def write_report(
             snapshot=store.snapshot_id,
             tags=store.tags(),
             figures=all_figures(cubes, drawn, metrics),
+            tables=all_tables(drawn),
             pictures=[{"picture": picture, "source": _data_uri(picture)} for picture in drawn.pictures],
             ledgers=ledgers,
             notes=notes,

@@ -1,4 +1,4 @@
-"""What the page shows first: a key figure."""
+"""What the page shows first: key figures, and small tables of them."""
 
 from dataclasses import dataclass
 
@@ -10,3 +10,13 @@ class KeyFigure:
     value: str
     name: str
     meaning: str
+
+
+@dataclass(frozen=True)
+class FigureTable:
+    """A small table, as it is shown: lines of text under a header, and what they are."""
+
+    title: str
+    caption: str
+    header: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neurolens.errors import DataError
+from neurolens.plot import LifeRule
 from neurolens.study import Study
 
 if TYPE_CHECKING:
@@ -37,6 +38,22 @@ def metrics_of(study: Study) -> "pd.DataFrame | None":
     if "epoch" not in metrics:
         raise DataError(f"{path} has columns {list(metrics.columns)}, and needs 'epoch'; remove it, or train again")
     return metrics if len(metrics) else None
+
+
+def life_rule_of(study: Study | None) -> LifeRule | None:
+    """Return by which reading and rule the study's concepts live and die: that of its [effects], if it has them."""
+    table = None if study is None else study.effects
+    if table is None:
+        return None
+    return LifeRule(
+        reading=table.reading,
+        tau=table.tau,
+        k=table.k,
+        hysteresis=table.hysteresis,
+        by=table.by,
+        smoothing_window=table.smoothing_window,
+        min_alive=table.min_alive,
+    )
 
 
 def images_of(study: Study) -> "ImagesById":

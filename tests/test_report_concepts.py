@@ -1,0 +1,101 @@
+"""What the report and ``neurolens plot`` say of concepts, from a store: figures, a table of thresholds, pictures."""
+
+import re
+import sys
+
+import pytest
+from concept_cube_cases import scripted, silent, write_store
+from typer.testing import CliRunner
+
+from neurolens import mortality, open_run, plot
+from neurolens.cli import app
+from neurolens.dissection import detectors, iou
+from neurolens.report import life_rule_of, write_report
+from neurolens.report.concept_figures import concept_figures, threshold_table
+from neurolens.study import Study
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    url = tmp_path_factory.mktemp("scripted") / "store"
+    write_store(url, scripted(rotations=2, measured=[True] * 15 + [False]))
+    return url
+
+
+def named(figures):
+    return {figure.name: figure for figure in figures}
+
+
+def test_concept_figures__say_what_was_found_by_which_rule():
+    ds = scripted()
+    given = plot.concept_numbers(ds, rule=plot.LifeRule(k=2))
+    found = named(concept_figures(given))
+    events = mortality.concept_events(iou(ds), k=2)
+    last = detectors(ds).isel(epoch=-1)
+    assert found["detectors"].value == str(int(last["total_detectors"]))
+    assert found["detectors"].meaning == "at epoch 150, of 10 units; 5 concepts; IoU of 0.04, paper reading"
+    assert found["deaths"].value == str((events["end"] == "death").sum()) == "5"
+    assert "tau = 0.04, k = 2" in found["deaths"].meaning
+    assert found["births"].value == "6"
+    assert found["births"].meaning.startswith("4 more were alive when first seen")
+    assert found["rebirths"].value == "1"
+    assert found["median lifetime"].value == f"{mortality.survival(events)['median'].item():g}" == "7"
+    assert found["median lifetime"].meaning == "checkpoints, Kaplan–Meier; 95 %: from 4, no upper bound"
+
+
+def test_concept_figures__say_where_the_median_is_not_reached_and_leave_it_out_without_lives():
+    given = plot.concept_numbers(scripted().isel(epoch=slice(0, 4)))
+    assert named(concept_figures(given))["median lifetime"].value == "> 3"
+    nothing = named(concept_figures(plot.concept_numbers(silent())))
+    assert "median lifetime" not in nothing
+    assert nothing["detectors"].value == nothing["deaths"].value == "0"
+
+
+def test_threshold_table__marks_the_threshold_of_the_page():
+    given = plot.concept_numbers(scripted(), rule=plot.LifeRule(k=2, reading="lite"))
+    table = threshold_table(given)
+    assert [line[0] for line in table.lines] == ["0.02", "0.03", "0.04 (this page)", "0.05", "0.06"]
+    assert table.lines[2][1:] == ("11", "1", "5", "5")
+    assert "tau = 0.04, k = 2 (reading: lite)" in table.caption
+
+
+def test_write_report__has_concepts_and_still_fetches_and_runs_nothing(store, tmp_path):
+    text = write_report(store, tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    for name in ("detectors", "births", "deaths", "rebirths", "median lifetime"):
+        assert f"<dt>{name}</dt>" in text
+    assert "Concepts at other thresholds" in text
+    assert '<td class="number">0.04 (this page)</td>' in text
+    for title in ("Lives of concepts in units", "How long concepts live", "Units against rotated units"):
+        assert f"<strong>{title}</strong>" in text
+    assert text.count("<img ") == 10
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', text))
+    assert "neurolens.concept_events(scores, tau=0.05)" in text
+
+
+def test_write_report__follows_concepts_by_the_rule_of_the_study(store, tmp_path):
+    effects = {"tau": 0.125, "k": 1, "reading": "lite"}
+    study = Study(checkpoints={"folder": tmp_path}, concepts={"root": tmp_path}, effects=effects)
+    assert life_rule_of(study) == plot.LifeRule(reading="lite", tau=0.125, k=1, by="unit-concept")
+    assert life_rule_of(Study(checkpoints={"folder": tmp_path})) is None
+    text = write_report(store, tmp_path / "r.html", study=study).read_text(encoding="utf-8")
+    assert "tau = 0.125, k = 1" in text
+    cube = open_run(store)["concepts"].to_dataset()
+    deaths = (mortality.concept_events(iou(cube, reading="lite"), tau=0.125, k=1)["end"] == "death").sum()
+    assert re.search(rf"<dt>deaths</dt><dd class=\"value\">{deaths}</dd>", text)
+
+
+def test_plot__writes_pictures_and_a_page_of_migrations(store, tmp_path, monkeypatch):
+    call = CliRunner().invoke(app, ["plot", str(store), "--out", str(tmp_path / "plots")])
+    assert call.exit_code == 0, call.output
+    written = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert {"concept_lifelines.png", "concept_migrations.png", "concept_survival.png", "sankey.html"} <= written
+    page = (tmp_path / "plots" / "sankey.html").read_text(encoding="utf-8")
+    assert "square" in page
+    assert not re.findall(r'<script[^>]*\ssrc="', page)
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    call = CliRunner().invoke(app, ["plot", str(store), "--out", str(tmp_path / "without")])
+    assert call.exit_code == 0, call.output
+    assert "neurolens[report]" in " ".join(call.output.split())
+    assert not (tmp_path / "without" / "sankey.html").exists()
+    assert (tmp_path / "without" / "concept_migrations.png").exists()
