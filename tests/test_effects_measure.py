@@ -297,8 +297,15 @@ def test_axes__are_those_of_what_is_measured():
     for name, array in values.items():
         assert array.shape == tuple(sizes[d] for d in declared[name].dims[1:])
         assert array.dtype == declared[name].dtype
-    narrow = axes(network, samples, table, layers=["relu#1"])
-    assert narrow["unit"].coords["layer"].tolist() == ["relu#1"] * 32
+    for layers, names in ((["relu#1"], ["relu#1"] * 32), (["relu", "relu#2"], ["relu"] * 16 + ["relu#2"] * 32)):
+        narrow = axes(network, samples, table, layers=layers)
+        assert narrow["unit"].coords["layer"].tolist() == names  # a name is one call, as in the cube of concepts
+        found = measure(network, samples, parts=("ablation",), table=table, layers=layers, units=(len(names) - 1,))
+        whole = measure(network, samples, parts=("ablation",), table=table, units=(79 if len(names) > 32 else 47,))
+        np.testing.assert_allclose(found["ablated_logit"][-1], whole["ablated_logit"][79 if len(names) > 32 else 47])
+    assert axes(network, samples, table, layers=["rel*"])["unit"].coords["layer"].tolist() == ["relu"] * 16 + (
+        ["relu#1"] * 32 + ["relu#2"] * 32
+    )
 
 
 def test_key_config__holds_what_changes_the_numbers():

@@ -12,7 +12,7 @@ import neurolens
 from neurolens import concept_events, functional_death, schema
 from neurolens.errors import MissingMeasurementError, SchemaError
 from neurolens.inference import paired_interval
-from neurolens.mortality import asked_units
+from neurolens.mortality import asked_units, export_events
 
 CLASSES = ["dog", "cat", "owl", "ant"]
 EPOCHS = [0, 1, 2, 5, 7, 9]
@@ -265,3 +265,13 @@ def test_functional_death__says_what_is_wrong():
         functional_death(measured().drop_vars("conductance"), deaths(), compat="seed")
     with pytest.raises(MissingMeasurementError, match="--only effects"):
         functional_death(measured().drop_vars("ablated_logit"), deaths())
+
+
+def test_functional_death__fits_the_files_of_the_reference(tmp_path):
+    effects = measured()
+    effects["ablated_logit"].loc[{"epoch": 7, "unit": 11}] = np.nan
+    table = functional_death(effects, deaths())
+    events, summary, _ = export_events(deaths(), tmp_path, functional_dead=table["functional_dead"])
+    lines = pd.read_csv(events, dtype=str, keep_default_na=False)
+    assert lines["functional_dead"].tolist() == ["True", ""]
+    assert "functional_dead_events,1" in summary.read_text()

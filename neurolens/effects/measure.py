@@ -74,7 +74,7 @@ def axes(
 
     with running.prepared(network, device=device, bf16=table.bf16) as module:
         probe = running.first_batch(network, samples, module, device=device)
-        return {"unit": unit_axis(find_layers(module, layers, probe)), "class": Axis(class_ids(samples))}
+        return {"unit": unit_axis(_layers(module, layers, probe)), "class": Axis(class_ids(samples))}
 
 
 def measure(
@@ -109,8 +109,8 @@ def measure(
         Where to compute, as torch names it.
     progress
         Called with (samples done, samples of all passes) after each batch.
-    layers : "auto" or globs, as for `neurolens.layers.find_layers`
-        Those that the units are counted in.
+    layers : "auto", or the names that the concepts cube has, or globs
+        Those that the units are counted in. A name is that of one call of a module: ``relu`` of the first.
     units
         Numbers of the units asked for, over the units of all layers in order.
 
@@ -146,7 +146,7 @@ def measure(
 
     if "ablation" in parts:
         with running.prepared(network, device=device, bf16=table.bf16) as module:
-            found = find_layers(module, layers, running.first_batch(network, samples, module, device=device))
+            found = _layers(module, layers, running.first_batch(network, samples, module, device=device))
             asked, rows = _asked(found, units)
             measured = ablate(
                 network,
@@ -162,7 +162,7 @@ def measure(
             values[name] = array if array.ndim == 1 else _spread(array, rows, found)
     if "conductance" in parts:
         with running.prepared(network, device=device, bf16=False) as module:
-            found = find_layers(module, layers, running.first_batch(network, samples, module, device=device))
+            found = _layers(module, layers, running.first_batch(network, samples, module, device=device))
             asked, rows = _asked(found, units)
             scores = layer_conductance(
                 network,
@@ -178,6 +178,13 @@ def measure(
         kept = [score[list(inside)] for score, (_, inside) in zip(scores, asked, strict=True)]
         values["conductance"] = _spread(np.concatenate([*kept, np.zeros(0)]), rows, found)
     return {v.name: np.ascontiguousarray(values[v.name], dtype=v.dtype) for v in variables}
+
+
+def _layers(module: torch.nn.Module, layers: Layers, probe: Any) -> tuple[Layer, ...]:
+    """Find the layers; a name is that of one call, where a glob stands for all."""
+    if isinstance(layers, str):
+        return find_layers(module, layers, probe)
+    return find_layers(module, [name if set("*?[#") & set(name) else f"{name}#0" for name in layers], probe)
 
 
 def _chosen(samples: "SampleSet", table: Effects) -> "SampleSet":
