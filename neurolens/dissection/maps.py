@@ -49,6 +49,11 @@ def floats(keys: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
     return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(np.float32)
 
 
+def keys_of(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+    """Return the keys of float32 that are not NaN."""
+    return np.asarray(floats(values.view(np.int32)).view(np.int32))
+
+
 def maps_of(maps: npt.ArrayLike | Maps, units: int, *, seen: int = 0, workers: int = 1) -> Maps:
     """Take a batch of maps (B, U, h, w), or of values (B, U); read where it lies if that is channels first or last.
 

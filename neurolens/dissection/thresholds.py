@@ -110,6 +110,11 @@ class Thresholds:
         """What the candidates take in memory now."""
         return 0 if self._kept is None else int(self._kept.nbytes)
 
+    @property
+    def bound(self) -> npt.NDArray[np.float32]:
+        """What the threshold of each unit will not be below, (U,); it rises with what is seen, and never falls."""
+        return floats(self._bound)
+
     def update(self, maps: npt.ArrayLike) -> None:
         """Look at a batch of maps (B, U, h, w), channels first or last, or of values (B, U).
 
