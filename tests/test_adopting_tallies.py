@@ -1,19 +1,26 @@
 """Tallies in a store: what is adopted is what the files say, once, and is followed as they are."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mortality_cases import EIGHT
 from tally_cases import TREE, both, tree, write
 
 import neurolens
-from neurolens.errors import StoreError
+from neurolens.errors import SchemaError, StoreError
 from neurolens.mortality import (
     churn,
     compare,
     concept_events,
+    concept_lives,
     diversity,
+    export_tallies,
     extinctions,
     label_drift,
     migrations,
@@ -109,12 +116,28 @@ def test_adopt_tallies__goes_on_where_it_was_killed(store, tmp_path):
     assert_same(from_cube(opened(store)), read)
 
 
+def test_adopt_tallies__killed_before_its_first_row_leaves_an_empty_cube(store, tmp_path, monkeypatch):
+    read = read_tallies(tree(tmp_path / "tree"))
+
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(store), "write_row", killed)
+        with pytest.raises(KeyboardInterrupt):
+            adopt_tallies(read, store, run="published")
+    with pytest.raises(SchemaError, match="no epoch left to follow"):
+        concept_events(opened(store))
+    assert adopt_tallies(read, store, run="published") == (3, 0)
+    assert_same(from_cube(opened(store)), read)
+
+
 def test_adopt_tallies__with_the_four_first_columns(store, tmp_path):
     eight(tmp_path / "tree")
     read = read_tallies(tmp_path / "tree", layers=["layer4"])
     adopt_tallies(read, store, run="published")
     assert_same(from_cube(opened(store)), read)
-    with pytest.raises(neurolens.schema.SchemaError, match="no columns per category"):
+    with pytest.raises(SchemaError, match="no columns per category"):
         neurolens.iou(opened(store))
 
 
@@ -207,6 +230,7 @@ FOLLOWING = {
     "concept_events": lambda x: concept_events(x, k=1),
     "concept_events by unit": lambda x: concept_events(x, k=1, by="unit"),
     "concept_events seed": lambda x: concept_events(x, k=1, compat="seed"),
+    "concept_lives": lambda x: concept_lives(x, k=1),
     "migrations": lambda x: migrations(x, k=1),
     "migrations seed": lambda x: migrations(x, k=1, compat="seed"),
     "extinctions": lambda x: extinctions(x, k=1),
@@ -249,5 +273,53 @@ def test_best_concept__and_detectors_of_an_import_are_those_of_what_is_known(sto
             reduce(opened(store)).compute().drop_vars("measured"),
             reduce(known).compute(),
         )
-    with pytest.raises(neurolens.schema.SchemaError, match="no blocks of them"):
+    with pytest.raises(SchemaError, match="no blocks of them"):
         neurolens.iou(opened(store), by="block")
+
+
+@pytest.mark.parametrize("names", [NAMES, ("epoch_0_iter_300", "epoch_0_iter_600", "epoch_1_iter_900")])
+def test_iou__of_an_import_at_one_checkpoint_is_that_of_the_series_there(store, tmp_path, names):
+    adopt(store, tree(tmp_path / "tree", names))
+    held = opened(store)
+    series = next(iter(held["best_iou"].dims))
+    xr.testing.assert_equal(
+        neurolens.iou(held.isel({series: 1})).compute(), neurolens.iou(held).isel({series: 1}).compute()
+    )
+    best = neurolens.best_concept(held.isel({series: 1})).compute()
+    assert best["label"].data.tolist() == ["dog", "dog"]
+
+
+AREAS = {("color", name): 100 + i for i, name in enumerate("ab")} | {("object", name): 60 for name in ("a", "dog")}
+
+
+@st.composite
+def cells(draw):
+    """The best of both categories, of one unit at one checkpoint; a name may be empty, or shared by the categories."""
+    out = {}
+    for category in ("color", "object"):
+        name = draw(st.sampled_from(["", *(n for c, n in AREAS if c == category)]))
+        area = AREAS.get((category, name), 9)
+        out[category] = (name, area, 50, draw(st.integers(0, min(area, 50))))
+    return out
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    histories=st.lists(st.lists(cells(), min_size=2, max_size=2), min_size=2, max_size=4),
+    first=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_adopt_tallies__in_whatever_portions_holds_what_the_files_say_and_gives_them_back(histories, first, seed):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for epoch, units in enumerate(histories):
+            write(root / "tree" / f"epoch_{epoch}" / "layer4" / "tally.csv", dict(enumerate(units, 1)))
+        store = open_store(root / "store.icechunk", create=True)
+        names = [f"epoch_{epoch}" for epoch in np.random.default_rng(seed).permutation(len(histories))]
+        for part in (names[:first], names[first:]):
+            if part:
+                adopt(store, root / "tree", order={name: int(name[6:]) for name in part})
+        held = opened(store)
+        assert_same(from_cube(held), read_tallies(root / "tree"))
+        for path in export_tallies(held, root / "back"):
+            assert path.read_bytes() == (root / "tree" / path.relative_to(root / "back")).read_bytes()

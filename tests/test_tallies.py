@@ -143,6 +143,12 @@ def test_read_tallies__with_the_four_first_columns_still_give_trajectories(tmp_p
     assert len(concept_events(found)) == 2
 
 
+def test_read_tallies__pass_over_the_byte_mark_of_spreadsheets(tmp_path):
+    path = tree(tmp_path) / "epoch_0" / "layer4" / "tally.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_tallies(tmp_path)["label"].data[0].tolist() == ["red-c", "cat"]
+
+
 def test_read_tallies__two_concepts_of_one_name_stay_two(tmp_path):
     same = {1: {"color": ("wood", 100, 50, 20), "object": ("wood", 60, 50, 2)}}
     write(tmp_path / "epoch_0" / "layer4" / "tally.csv", same)

@@ -196,7 +196,12 @@ def order_of(text: str) -> list[str] | dict[str, int]:
     """
     lines = [text]
     if os.path.isfile(text):  # Path.is_file raises where the list is longer than a file's name can be
-        lines = [line.partition("#")[0] for line in Path(text).read_text(encoding="utf-8-sig").splitlines()]
+        try:
+            lines = [line.partition("#")[0] for line in Path(text).read_text(encoding="utf-8-sig").splitlines()]
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{text} is no list of checkpoints ({error}); write name or name=position per line"
+            ) from error
     items = [item.strip() for line in lines for item in line.split(",") if item.strip()]
     pairs = [item.rpartition("=") for item in items]
     if not any(sign for _, sign, _ in pairs):

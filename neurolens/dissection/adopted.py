@@ -24,18 +24,16 @@ def from_cube(tallies: xr.Dataset) -> xr.Dataset:
 
     Parameters
     ----------
-    tallies : the opened cube, or a selection of it along the series and units
+    tallies : the opened cube, or a selection of it along the series and units, also at one checkpoint
 
     Returns
     -------
     Dataset (series, unit), lazy if ``tallies`` is
         Concepts are in order of category and name. ``iou`` is NaN for all but the best concept of each category.
-
-    Raises
-    ------
-    SchemaError
-        If the series dim is missing.
     """
+    if not any(dim in tallies.dims for dim in schema.SERIES_DIMS):
+        series = str(tallies.attrs.get("series", "epoch"))
+        return from_cube(tallies.expand_dims(series)).isel({series: 0})
     series = schema.series_dim(tallies)
     names, of, category, place = _alphabet(tallies)
     raw = np.append(names, "").astype(object)

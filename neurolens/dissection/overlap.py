@@ -37,7 +37,7 @@ def iou(
     ----------
     concepts : Dataset with `intersection`, `concept_area`, `unit_area` and, of "lite", `unit_area_lite`
         The opened concepts cube, or a selection of it, also at one checkpoint. NaN is *not measured*. Or the cube of
-        adopted tallies along its series, whose reading is its own.
+        adopted tallies, whose reading is its own.
     reading : {"paper", "lite"}
     by : {None, "block"}
         None: over all images. "block": over each block of images by itself.
@@ -48,8 +48,8 @@ def iou(
     -------
     iou : (series, unit, concept) float64, with `block` or the other dims of ``weights``; lazy if ``concepts`` is
         Dimensionless, 0 to 1. NaN where it was not measured, where the unit has no mask on any image that shows
-        something (a dead unit, or layer), and where no image shows the concept. Of tallies: NaN for all but the best
-        concept of each category.
+        something (a dead unit, or layer), and where no image (that counts, of ``weights``) shows the concept. Of
+        tallies: NaN for all but the best concept of each category.
 
     Raises
     ------
@@ -70,14 +70,13 @@ def iou(
         raise SchemaError(f"by={by!r} with weights is none of None and 'block'; weights are for sums over blocks")
     if is_adopted(concepts):
         return _adopted(concepts, by is not None or weights is not None)
-    codes = _category_codes(concepts, AREAS[reading], "unit_area", "intersection", "concept_area")
+    codes = category_codes(concepts, AREAS[reading], "unit_area", "intersection", "concept_area")
     over = _weights(concepts, weights)
     fired = _summed(concepts["unit_area"].sum("category", skipna=False), None, by) > 0
     parts = [_summed(concepts[name], over, by) for name in ("intersection", AREAS[reading], "concept_area")]
     area = parts[1].isel(category=xr.DataArray(codes, dims="concept")).drop_vars("category", errors="ignore")
-    shown = _summed(concepts["concept_area"], None, by) > 0
     # where both comparisons fail because nothing was measured, the counts are NaN already
-    score = (parts[0] / (area + parts[2] - parts[0] + EPSILON)).where(fired & shown)
+    score = (parts[0] / (area + parts[2] - parts[0] + EPSILON)).where(fired & (parts[2] > 0))
     return _labelled(_ordered(score, concepts["intersection"]), "iou", concepts, reading=reading)
 
 
@@ -239,7 +238,7 @@ def iou_interval(
     if not resamples:
         raise SchemaError("resamples=0 gives no interval; give e.g. 1000, or use iou")
     score = iou(concepts, reading=reading)
-    codes = _category_codes(concepts, AREAS[reading], "intersection", "concept_area")
+    codes = category_codes(concepts, AREAS[reading], "intersection", "concept_area")
     draws = np.array(list(bootstrap_counts(concepts.sizes["block"], resamples, seed)), dtype=np.float64)
     area = (
         concepts[AREAS[reading]]
@@ -349,7 +348,7 @@ def _weights(concepts: xr.Dataset, weights: Any) -> xr.DataArray | None:
     return found.astype(np.float64)
 
 
-def _category_codes(concepts: Any, *names: str) -> Any:
+def category_codes(concepts: Any, *names: str) -> Any:
     """Return the position along `category` of each concept's category."""
     if not isinstance(concepts, xr.Dataset):
         raise SchemaError(

@@ -44,7 +44,7 @@ def read_table(path: Path, mismatched: str) -> Tally:
         If columns or numbers are missing, or contradict each other.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             lines = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a table ({error}); export it again") from error
