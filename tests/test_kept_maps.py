@@ -8,17 +8,19 @@ import pytest
 from dissection_cases import drawn_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from units_cases import digits, images
 
 from neurolens.dissection import Tally, Thresholds, pack_labels
 from neurolens.dissection.kept_maps import KeptMaps
 from neurolens.dissection.maps import maps_of
+from neurolens.dissection.measure import dissect
 from neurolens.errors import SchemaError
 
 
-def activations(seed, images=90, units=5, size=(6, 7), liking=1.0):
+def activations(seed, n=90, units=5, size=(6, 7), liking=1.0):
     rng = np.random.default_rng(seed)
-    whole = liking * rng.normal(size=(images, units, 1, 1))
-    maps = rng.normal(size=(images, units, *size)) + whole
+    whole = liking * rng.normal(size=(n, units, 1, 1))
+    maps = rng.normal(size=(n, units, *size)) + whole
     maps[:, 0] = np.maximum(maps[:, 0], 0)
     maps[:, 1] = 0
     maps[:, 2] -= 9
@@ -26,9 +28,9 @@ def activations(seed, images=90, units=5, size=(6, 7), liking=1.0):
     return maps.astype(np.float32)
 
 
-def labels(images, seed=0, size=(16, 20)):
+def labels(n, seed=0, size=(16, 20)):
     rng = np.random.default_rng(seed)
-    drawn = [{int(c): rng.random(size) < 0.4 for c in rng.choice(5, 2, replace=False)} for _ in range(images)]
+    drawn = [{int(c): rng.random(size) < 0.4 for c in rng.choice(5, 2, replace=False)} for _ in range(n)]
     return pack_labels(drawn, size, [0, 0, 1, 1, 2])
 
 
@@ -61,8 +63,8 @@ def in_one_pass(maps, packed, quantile, batch=7, last=False, memory_mib=56, **op
         if not kept.complete:
             return None
         tally = Tally(packed, units)
-        for several, images in kept.batches(limits):
-            tally.add(several, limits, images)
+        for several, at in kept.batches(limits):
+            tally.add(several, limits, at)
         return limits, counts(tally), kept.nbytes
 
 
@@ -88,7 +90,7 @@ def test_kept_maps__have_the_masks_of_all_maps(seed, batch, size, quantile, last
 
 
 def test_kept_maps__are_gone_through_again_when_the_file_grows(monkeypatch):
-    maps = activations(1, images=600, liking=0)
+    maps = activations(1, n=600, liking=0)
     packed = labels(len(maps))
     expected = in_two_passes(maps, packed, 0.01)[1]
     whole = in_one_pass(maps, packed, 0.01)
@@ -102,7 +104,7 @@ def test_kept_maps__are_gone_through_again_when_the_file_grows(monkeypatch):
 
 
 def test_kept_maps__take_a_few_percent_of_the_activations():
-    maps = activations(2, images=3000, units=4, size=(14, 14), liking=2.0)
+    maps = activations(2, n=3000, units=4, size=(14, 14), liking=2.0)
     with Thresholds(4, maps[:, 0].size) as thresholds, KeptMaps(4, (14, 14)) as kept:
         for at in range(0, len(maps), 50):
             several = maps_of(maps[at : at + 50], 4)
@@ -123,6 +125,20 @@ def test_kept_maps__are_let_go_of_where_the_disk_does_not_hold_them(monkeypatch)
 
     monkeypatch.setattr(os, "pwrite", full)
     assert in_one_pass(maps, packed, 0.5) is None
+
+
+@pytest.mark.parametrize(("disk_mib", "passes"), [(64, 1), (0.002, 2), (0, 2)])
+def test_dissect__is_the_same_in_one_pass_and_in_two(disk_mib, passes):
+    net, samples, told = digits(), images(), []
+    packed = labels(len(samples), size=(8, 8))
+    options = {"layers": ["conv1", "conv2"], "quantile": 0.2, "top": 3, "batch_size": 2}
+    one = dissect(net, samples, packed, **options)
+    other = dissect(net, samples, packed, **options, disk_mib=disk_mib, progress=lambda *done: told.append(done))
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        np.testing.assert_array_equal(other[name], values)
+    assert one["intersection"].any()
+    assert told[-1] == (11 * passes, 11 * passes)
 
 
 def test_kept_maps__say_what_is_wrong():

@@ -1,6 +1,7 @@
 """Maps that may still have masks, kept from the pass that finds thresholds: no second forward pass is needed."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,11 @@ _MIB = 2**20
 _BUFFER = 2**17
 _AGAIN = 16 * _MIB
 """A file smaller than this is not gone through again."""
+
+
+def disk_budget(disk_mib: float, folder: str | os.PathLike[str] | None = None) -> float:
+    """Return the budget in MiB, or half of what is free where that is less; in ``folder``, or where such files go."""
+    return min(disk_mib, shutil.disk_usage(folder or tempfile.gettempdir()).free / _MIB / 2)
 
 
 class _Chunk(NamedTuple):

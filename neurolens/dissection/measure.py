@@ -1,4 +1,4 @@
-"""Dissect a network: all its layers in one forward pass per batch, once for thresholds and once for the tally."""
+"""Dissect a network: all its layers in one forward pass per batch, first for thresholds, then for the tally."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from neurolens.dissection.kept_maps import DISK_MIB, KeptMaps, disk_budget
 from neurolens.dissection.labels import Labels
 from neurolens.dissection.mapped import MappedLayer, mapped_layers
 from neurolens.dissection.maps import Maps, maps_of
@@ -32,6 +33,8 @@ Progress = Callable[[int, int], None]
 Take = Callable[[int, Maps, Array], None]
 """What is done with the maps of a layer, by its number, and the positions of their images."""
 Sweep = Callable[[Take], None]
+Beside = Callable[[int, Maps, npt.NDArray[np.float32], Array], None]
+"""The same, told what the thresholds will not be below."""
 View = npt.NDArray[np.float32] | None
 """How the units of a layer are mixed, (U, U); None: as they are."""
 
@@ -86,6 +89,7 @@ def dissect(
     rotations: int = 0,
     seed: int = 0,
     memory_mib: float = MEMORY_MIB,
+    disk_mib: float = DISK_MIB,
     batch_size: int = 64,
     device: str | torch.device = "cpu",
     bf16: bool = False,
@@ -93,8 +97,9 @@ def dissect(
 ) -> dict[str, Array]:
     """Count what the masks of a network's units have in common with concepts.
 
-    Two passes over the images: thresholds, then the tally; with given thresholds and no rotations one. Every layer is
-    read in the hooks of the same forward pass, and nothing of it is kept but candidates for thresholds and counts.
+    One pass over the images where thresholds are given, or where what the tally needs of the maps is kept in a file
+    until thresholds are found (`KeptMaps`); otherwise, and with rotations, two: thresholds, then the tally. Every layer
+    is read in the hooks of the same forward pass. The counts do not depend on the way.
 
     Parameters
     ----------
@@ -112,8 +117,10 @@ def dissect(
         Rotated units are dissected in the same passes, always with thresholds of their own.
     seed : of the rotations; see `neurolens.dissection.rotations.random_rotation`
     memory_mib : budget of the candidates of all layers and rotations together, shared by their numbers of activations
+    disk_mib : budget of the temporary file that maps are kept in, and no more than half of what is free
+        A few percent of the activations are kept. Where that is more, images are shown a second time; with 0 always.
     batch_size, device, bf16 : as for the units of a study
-    progress : called with (images done, images of all passes)
+    progress : called with (images done, images of all passes); a second pass that turns out to be needed adds to both
 
     Returns
     -------
@@ -141,8 +148,12 @@ def dissect(
         if number < 0:
             raise SchemaError(f"{name}={number} is no count; give 0 or more")
     given = None if thresholds is None else np.asarray(thresholds, dtype=np.float64)
-    passes = 1 if given is not None and not rotations else 2
-    with _passes(network, samples, passes, layers, batch_size, device, bf16, progress) as (found, sweep):
+    keeping = given is None and not rotations and disk_mib > 0
+    passes = 1 if keeping or (given is not None and not rotations) else 2
+    with (
+        _passes(network, samples, passes, layers, batch_size, device, bf16, progress) as (found, sweep),
+        ExitStack() as stack,
+    ):
         edges = np.cumsum([layer.units for layer in found])
         if given is not None and given.shape != (edges[-1],):
             raise SchemaError(f"found thresholds of shape {given.shape}; one for each of {edges[-1]} units is needed")
@@ -150,23 +161,42 @@ def dissect(
         for layer, several in zip(found, views):
             drawn = (random_rotation(layer.units, layer=layer.name, rotation=r, seed=seed) for r in range(rotations))
             several += [matrix.astype(np.float32) for matrix in drawn]
-        limits: list[list[Array]] = [[] for _ in found]
-        if passes == 2:
-            limits = _found_thresholds(found, views, sweep, images, quantile, compat, memory_mib)
-        if given is not None:
-            limits = [[own, *others] for own, others in zip(np.split(given, edges[:-1]), limits)]
-            views = [[None, *several] for several in views]
         workers = torch.get_num_threads()
         tallies = [Tally(labels, layer.units, workers=workers) for layer in found]
         turned = [[whole_tally(labels, layer.units, workers=workers) for _ in range(rotations)] for layer in found]
         tops = [Top(layer.units, top) for layer in found]
+        share = _share_of_values(found) * disk_budget(disk_mib) if keeping else np.zeros(0)
+        kept = [
+            stack.enter_context(KeptMaps(layer.units, layer.grid, disk_mib=part)) for layer, part in zip(found, share)
+        ]
+
+        def keep(index: int, maps: Maps, bound: npt.NDArray[np.float32], at: Array) -> None:
+            tops[index].add(maps.largest, at)
+            kept[index].add(maps, bound, at)
+            if not kept[index].complete:  # one layer that needs a second pass is reason enough for it
+                for one in kept:
+                    one.close()
+
+        limits: list[list[Array]] = [[] for _ in found]
+        if given is None or rotations:
+            beside = keep if keeping else None
+            limits = _found_thresholds(found, views, sweep, images, quantile, compat, memory_mib, beside)
+        if given is not None:
+            limits = [[own, *others] for own, others in zip(np.split(given, edges[:-1]), limits)]
+            views = [[None, *several] for several in views]
 
         def take(index: int, maps: Maps, at: Array) -> None:
             for tally, view, limit in zip([tallies[index], *turned[index]], views[index], limits[index]):
                 tally.add(_seen_as(view, maps), limit, at)
-            tops[index].add(maps.largest, at)
+            if not keeping:
+                tops[index].add(maps.largest, at)
 
-        sweep(take)
+        if keeping and all(one.complete for one in kept):
+            for index, one in enumerate(kept):
+                for maps, at in one.batches(limits[index][0]):
+                    take(index, maps, at)
+        else:
+            sweep(take)
     rows = [tally.variables() for tally in tallies]
     out = {"threshold": np.concatenate([own for own, *_ in limits])}
     for name in ("intersection", "unit_area", "unit_area_lite"):
@@ -202,15 +232,18 @@ def _passes(
     with running.prepared(network, device=device, bf16=bf16) as module:
         probe = running.first_batch(network, samples, module, device=device)
         found = mapped_layers(module, layers, probe)
-        done, workers = 0, torch.get_num_threads()
+        done, begun, workers = 0, 0, torch.get_num_threads()
 
         def commit(batch: "Shown", _: Mapping[int, None]) -> None:
             nonlocal done
             done += len(batch.indices)
             if progress is not None:
-                progress(done, passes * len(samples))
+                progress(done, max(passes, begun) * len(samples))
 
         def sweep(take: Take) -> None:
+            nonlocal begun
+            begun += 1
+
             def observe(index: int, tensor: Tensor, batch: "Shown") -> None:
                 # at once, on the live tensor: of a forward that fails, nothing is returned
                 values = found[index].maps(tensor.detach()).to(device="cpu", dtype=torch.float32).numpy()
@@ -242,10 +275,14 @@ def _found_thresholds(
     quantile: float,
     compat: Compat | None,
     memory_mib: float,
+    beside: Beside | None = None,
 ) -> list[list[Array]]:
-    """Find the thresholds of the units of all layers, as each of their views shows them, in one sweep."""
+    """Find the thresholds of the units of all layers, as each of their views shows them, in one sweep.
+
+    ``beside`` is told of the units as they are.
+    """
     positions = [int(np.prod(layer.grid)) for layer in layers]
-    share = np.array([layer.units * size for layer, size in zip(layers, positions)], dtype=np.float64)
+    share = _share_of_values(layers)
     share *= memory_mib / (share @ [len(several) for several in views])
     with ExitStack() as stack:
         filters = [
@@ -265,9 +302,17 @@ def _found_thresholds(
             for layer, size, part, several in zip(layers, positions, share, views)
         ]
 
-        def take(index: int, maps: Maps, _: Array) -> None:
+        def take(index: int, maps: Maps, at: Array) -> None:
             for one, view in zip(filters[index], views[index]):
                 one.update(_seen_as(view, maps))
+            if beside is not None:
+                beside(index, maps, filters[index][0].bound, at)
 
         sweep(take)
         return [[one.result() for one in several] for several in filters]
+
+
+def _share_of_values(layers: Sequence[MappedLayer]) -> npt.NDArray[np.float64]:
+    """Return the share of each layer in the activations of an image."""
+    values = np.array([layer.units * int(np.prod(layer.grid)) for layer in layers], dtype=np.float64)
+    return np.asarray(values / values.sum())
