@@ -68,9 +68,24 @@ def test_adopt_tallies__keeps_what_the_files_say(store, tmp_path, names):
     held = opened(store)
     assert held.attrs["run"] == "published"
     assert held["measured"].all()
-    assert held["best_position"].dtype == np.float64
+    assert held["best_number"].dtype == np.float64
     assert_same(from_cube(held), read)
     assert_same(from_cube(held.sel(layer="layer4").isel(unit=[1])), read.isel(unit=[1]))
+
+
+def test_from_cube__takes_selections_as_what_they_are(store, tmp_path):
+    read = read_tallies(tree(tmp_path / "tree"))
+    adopt_tallies(read, store, run="published")
+    held = opened(store)
+    assert_same(from_cube(held.isel(epoch=[2, 0])), read.isel(epoch=[2, 0]))
+    objects = from_cube(held.sel(category=["object"], concept=["dog", "cat"])).compute()
+    assert objects["iou"]["concept"].data.tolist() == ["cat", "dog"]
+    np.testing.assert_array_equal(objects["iou"], read["iou"].sel(concept=["cat", "dog"]))
+    assert objects["best_label"].data.tolist() == read["best_label"].sel(category=["object"]).data.tolist()
+    assert objects["label_category"].data.tolist() == [["", "object"], ["object", "object"], ["object", ""]]
+    for dim, label in (("category", "object"), ("concept", "dog"), ("unit", 0)):
+        with pytest.raises(SchemaError, match=f"no dim '{dim}'.*select with lists"):
+            from_cube(held.sel({dim: label}))
 
 
 def test_from_cube__is_lazy_and_blind_to_chunks(store, tmp_path):

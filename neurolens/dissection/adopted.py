@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from neurolens import schema
+from neurolens.errors import SchemaError
 from neurolens.units.layers_of import held
 
 TEXT = np.dtypes.StringDType()
+FIGURES = ("truth", "activation", "intersect", "best_iou")
 
 
 def is_adopted(data: Any) -> TypeGuard[xr.Dataset]:
     """Whether something is the opened cube of tallies, or a selection of it."""
-    return isinstance(data, xr.Dataset) and "best_position" in data.data_vars
+    return isinstance(data, xr.Dataset) and "best_number" in data.data_vars
 
 
 def from_cube(tallies: xr.Dataset) -> xr.Dataset:
@@ -24,36 +27,50 @@ def from_cube(tallies: xr.Dataset) -> xr.Dataset:
 
     Parameters
     ----------
-    tallies : the opened cube, or a selection of it along the series and units, also at one checkpoint
+    tallies : the opened cube, or a selection of it, also at one checkpoint
+        What concepts are not selected are none.
 
     Returns
     -------
     Dataset (series, unit), lazy if ``tallies`` is
         Concepts are in order of category and name. ``iou`` is NaN for all but the best concept of each category.
+
+    Raises
+    ------
+    SchemaError
+        If a dim is lost.
     """
     if not any(dim in tallies.dims for dim in schema.SERIES_DIMS):
         series = str(tallies.attrs.get("series", "epoch"))
         return from_cube(tallies.expand_dims(series)).isel({series: 0})
+    for dim in ("unit", "category", "concept"):
+        if dim in tallies.coords and dim not in tallies.dims:
+            raise SchemaError(f"there is no dim {dim!r}; found {dict(tallies.sizes)}; select with lists to keep dims")
     series = schema.series_dim(tallies)
-    names, of, category, place = _alphabet(tallies)
-    raw = np.append(names, "").astype(object)
-    order = np.argsort(place)
-    out = tallies[["score"]].drop_vars(["category", "concept", "name", "concept_category"], errors="ignore")
-    out["label"] = _looked_up(tallies["best_position"], raw)
-    out["label_category"] = _looked_up(tallies["best_category"], np.append(category, "").astype(object))
+    concepts = pd.DataFrame({name: _held(tallies, name) for name in ("concept_number", "name", "concept_category")})
+    concepts = concepts.sort_values(["concept_category", "name"], ignore_index=True)
+    category, name_of = _held(tallies, "category"), _table(concepts["concept_number"], concepts["name"], "")
+    out = tallies[["score"]].drop_vars(
+        ["category", "category_number", "concept", "concept_number", "name", "concept_category"], errors="ignore"
+    )
+    out["label"] = _looked_up(tallies["best_number"], name_of)
+    category_of = _table(_held(tallies, "category_number"), category, "")
+    out["label_category"] = _looked_up(tallies["best_category"], category_of)
     stamps = _checkpoints(tallies, series)
     if stamps is not None:
         out = out.assign_coords(checkpoint=(series, stamps))
     if "best_iou" not in tallies:
         return out
-    out = out.assign_coords(category=("category", category.astype(TEXT)))
-    bare = {name: tallies[name].drop_vars(list(tallies[name].coords)) for name in ("category_position", "best_iou")}
-    out["best_label"] = _looked_up(bare["category_position"], raw)
-    for name in ("truth", "activation", "intersect", "best_iou"):
-        out[name] = tallies[name].drop_vars(list(tallies[name].coords)).assign_attrs(tallies[name].attrs)
-    codes = _looked_up(bare["category_position"], np.append(place, -1), np.int64)
-    iou = spread_codes(bare["best_iou"], codes, concept_names(list(zip(of[order], names[order]))))
-    out["iou"] = iou.assign_coords(concept_category=("concept", of[order].astype(TEXT)))
+    out = out.assign_coords(category=("category", np.asarray(category, TEXT)))
+    bare = {name: tallies[name].drop_vars(list(tallies[name].coords)) for name in ("category_best", *FIGURES)}
+    out["best_label"] = _looked_up(bare["category_best"], name_of)
+    for name in FIGURES:
+        out[name] = bare[name]
+    codes = _looked_up(bare["category_best"], _table(concepts["concept_number"], concepts.index, -1, np.int64))
+    pairs = list(zip(concepts["concept_category"], concepts["name"]))
+    iou = spread_codes(bare["best_iou"], codes, concept_names(pairs))
+    of = np.asarray(concepts["concept_category"].tolist(), TEXT)
+    out["iou"] = iou.assign_coords(concept_category=("concept", of))
     return out
 
 
@@ -87,26 +104,26 @@ def spread_codes(score: xr.DataArray, codes: xr.DataArray, names: Any) -> xr.Dat
     return out.rename("iou").assign_attrs(long_name="intersection over union", units="1", absent="displaced")
 
 
-def _alphabet(tallies: xr.Dataset) -> tuple[Any, Any, Any, Any]:
-    """Return names and categories of the concepts as stored, the categories, and each concept's place in order."""
-    found = []
-    for name in ("name", "concept_category", "category"):
-        values = held(tallies[name]).tolist() if name in tallies.coords else []
-        found.append(np.asarray(values, object))
-    names, of, category = found
-    order = sorted(range(len(names)), key=lambda i: (of[i], names[i]))
-    place = np.empty(len(names), np.int64)
-    place[order] = np.arange(len(names))
-    return names, of, category, place
+def _held(tallies: xr.Dataset, name: str) -> list[Any]:
+    return list(held(tallies[name]).tolist()) if name in tallies.coords else []
 
 
-def _looked_up(position: xr.DataArray, table: Any, dtype: Any = object) -> xr.DataArray:
-    """Return the members of a table by position; where that is negative or NaN, its last."""
+def _table(numbers: Any, values: Any, none: Any, dtype: Any = object) -> Any:
+    """Return an array of the values by number, and at its end that of none."""
+    out = np.full(max(numbers, default=-1) + 2, none, dtype)
+    for number, value in zip(numbers, values, strict=True):
+        out[number] = value
+    return out
+
+
+def _looked_up(number: xr.DataArray, table: Any) -> xr.DataArray:
+    """Return the members of a table by number; where that is negative, NaN or beyond it, its last."""
+    last = len(table) - 1
     out: xr.DataArray = xr.apply_ufunc(
-        lambda at: table[np.where(at >= 0, at, -1).astype(np.int64)],
-        position,
+        lambda at: table[np.where((at >= 0) & (at < last), at, last).astype(np.int64)],
+        number,
         dask="parallelized",
-        output_dtypes=[dtype],
+        output_dtypes=[table.dtype],
     )
     return out
 

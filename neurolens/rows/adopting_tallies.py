@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BEST, CATEGORIES = "best", "categories"
 FIGURES = ("truth", "activation", "intersect", "best_iou")
 IMPORT = (0, -1)
-"""What an import claims: positions along `concept` are given out by one at a time."""
+"""What an import claims: numbers of concepts are given out by one at a time."""
 
 Pair = tuple[str, str]
 Units = tuple[list[str], list[int]]
@@ -48,7 +48,7 @@ def adopt_tallies(
     """Write tallies as rows of the `tallies` cube, one commit each, beside what was adopted before.
 
     A row's key is made from its content: adopting the same files again writes nothing, and a file that changed, its
-    row only. Concepts keep their positions; new ones come after them.
+    row only. Concepts keep their numbers; new ones come after them.
 
     Parameters
     ----------
@@ -107,10 +107,11 @@ def _prepare(
     layer, index = _units(tallies)
     axes = {"unit": Axis(np.arange(len(layer)), {"layer": np.asarray(layer, str), "index": np.asarray(index)})}
     if categories:
-        axes["category"] = Axis(np.asarray(categories, str))
+        axes["category"] = Axis(np.asarray(categories, str), {"category_number": np.arange(len(categories))})
     if pairs:
         of, names = zip(*pairs)
-        coords = {"name": np.asarray(names, str), "concept_category": np.asarray(of, str)}
+        coords = {"concept_number": np.arange(len(pairs)), "name": np.asarray(names, str)}
+        coords["concept_category"] = np.asarray(of, str)
         axes["concept"] = Axis(np.asarray(concept_names(pairs), str), coords)
     stamps = tallies[series].values.tolist()
     checkpoints = (held.checkpoints or {}) | {
@@ -178,7 +179,7 @@ def _content(
     best = list(zip(text["label_category"].tolist(), text["label"].tolist()))
     values: dict[str, np.ndarray] = {
         "score": np.asarray(row["score"].values, np.float64),
-        "best_position": np.array([place.get(pair, -1) for pair in best], np.int32),
+        "best_number": np.array([place.get(pair, -1) for pair in best], np.int32),
         "best_category": np.array([at.get(category, -1) for category, _ in best], np.int32),
     }
     keys = {BEST: key({"imported": {"names": _digest(best), "score": _digest(values["score"].tolist())}})}
@@ -188,7 +189,7 @@ def _content(
     order = [columns.index(name) for name in categories]
     labels = text["best_label"][:, order]
     cells = [[place.get((c, str(name)), -1) for c, name in zip(categories, line)] for line in labels]
-    values["category_position"] = np.array(cells, np.int32).reshape(labels.shape)
+    values["category_best"] = np.array(cells, np.int32).reshape(labels.shape)
     for name in FIGURES:
         values[name] = np.asarray(row[name].transpose("unit", "category").values, np.float64)[:, order]
     content = {name: _digest(values[name].tolist()) for name in FIGURES}
