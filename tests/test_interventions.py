@@ -71,6 +71,18 @@ def layer_of(model, name, x):
     return find_layers(model, [pattern], x)[0]
 
 
+def recorded(model, layer, args=(), kwargs=None):
+    """Record, with copies of what is overwritten afterwards."""
+    kwargs, copied = kwargs or {}, frozenset()
+    totals = calls_of(model, args, kwargs)
+    while True:
+        recording = record(model, layer.tap, args, kwargs, totals=totals, copied=copied)
+        if not recording.overwritten:
+            return recording
+        assert not recording.overwritten & copied
+        copied |= recording.overwritten
+
+
 def whole_state(model):
     return {
         name: (dict(vars(m)), [*m._forward_hooks], [*m._forward_pre_hooks], m.training)
@@ -197,8 +209,7 @@ def test_intervening__leaves_the_network_as_it_was():
         layer = layer_of(model, "relu#1", x)
         with without_units(model, layer, [0]):
             model(x)
-        recording = record(model, layer.tap, (x,), {}, totals=calls_of(model, (x,), {}))
-        with replaying(model, recording), without_units(model, layer, [0]):
+        with replaying(model, recorded(model, layer, (x,))), without_units(model, layer, [0]):
             model(x)
 
         def broken(_):
@@ -283,6 +294,27 @@ REPLAYED = {
     "shared": (Shared, "blocks.0.1#3"),
     "shared in a block": (Shared, "blocks.0.1#1"),
     "first": (Net, "conv1"),
+    "identities": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 1),
+            nn.Dropout(),
+            nn.Identity(),
+            nn.ReLU(inplace=True),
+            nn.Dropout(inplace=True),
+            nn.Conv2d(4, 4, 1),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+        ),
+        "5",
+    ),
+    "written to after the layer": (
+        lambda: Then(nn.Conv2d(1, 4, 1), lambda out, x: F.relu_(out) + out.mul_(2)),
+        "inner",
+    ),
+    "written to around the layer": (
+        lambda: Then(nn.Conv2d(1, 4, 1), lambda out, x: Then(nn.ReLU(), lambda a, b: a + b.add_(1))(out)),
+        "inner",
+    ),
 }
 
 
@@ -292,9 +324,8 @@ def test_replaying__gives_what_the_whole_forward_gives(case):
     torch.manual_seed(1)
     model, x = build().eval(), torch.randn(3, 1, 5, 5)
     layer = layer_of(model, name, x)
-    totals = calls_of(model, (x,), {})
     with torch.no_grad():
-        recording = record(model, layer.tap, (x.clone(),), {}, totals=totals)
+        recording = recorded(model, layer, (x.clone(),))
         assert torch.equal(recording.output, model(x.clone()))
         for units in ([0], [1, 3], []):
             with without_units(model, layer, units):
@@ -312,15 +343,15 @@ def test_replaying__gives_what_whole_networks_give(name):
     model = vision(name, **options).eval()
     x = torch.randn(2, 3, 32, 32)
     layers = find_layers(model, "auto", x)
-    totals = calls_of(model, (x,), {})
     previous = None
     with torch.no_grad():
         for layer in (layers[len(layers) // 3], layers[-1]):
             if previous is None:
-                recording = record(model, layer.tap, (x,), {}, totals=totals)
+                recording = recorded(model, layer, (x,))
             else:
+                copied, totals = recorded(model, layer, (x,)).copied, calls_of(model, (x,), {})
                 with replaying(model, previous):  # on from the layer before
-                    recording = record(model, layer.tap, (x,), {}, totals=totals)
+                    recording = record(model, layer.tap, (x,), {}, totals=totals, copied=copied)
             with without_units(model, layer, [0, 2]):
                 whole = model(x)
                 with replaying(model, recording):
@@ -335,7 +366,7 @@ def test_replaying__gives_what_whole_transformers_give(name):
     model.eval()
     layer = find_layers(model, "auto", probe)[-1]
     with torch.no_grad():
-        recording = record(model, layer.tap, (), probe, totals=calls_of(model, (), probe))
+        recording = recorded(model, layer, (), probe)
         with without_units(model, layer, [0]):
             whole = first(model(**probe))
             with replaying(model, recording):
@@ -347,7 +378,7 @@ def test_replaying__computes_nothing_before_the_layer():
     model = vision("resnet18").eval()
     x = torch.randn(2, 3, 32, 32)
     layer = find_layers(model, "auto", x)[-1]
-    recording = record(model, layer.tap, (x,), {}, totals=calls_of(model, (x,), {}))
+    recording = recorded(model, layer, (x,))
     called = []
     convolve = F.conv2d
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():

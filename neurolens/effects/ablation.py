@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from neurolens.effects.interventions import logits_of, without_units
-from neurolens.effects.replay import Recording, calls_of, record, replaying
+from neurolens.effects.replay import Call, Recording, calls_of, record, replaying
 from neurolens.errors import NonFiniteError
 from neurolens.layers import Layer
 from neurolens.units import running
@@ -119,6 +119,7 @@ class _Runs:
     def __post_init__(self) -> None:
         """Try on the first samples which layers can be started from, and what that takes."""
         shown, self.replayed, self.nbytes = self.probe, [False] * len(self.asked), 0
+        self.copied: list[frozenset[Call]] = [frozenset()] * len(self.asked)
         if all(len(units) < 2 for _, units in self.asked):
             return
         self.calls = calls_of(self.module, shown.args, shown.kwargs)
@@ -171,7 +172,12 @@ class _Runs:
                     unit += 1
 
     def _recorded(self, at: int, batch: "Shown") -> Recording:
-        return record(self.module, self.asked[at][0].tap, batch.args, batch.kwargs, totals=self.calls)
+        while True:
+            tap, copied = self.asked[at][0].tap, self.copied[at]
+            recording = record(self.module, tap, batch.args, batch.kwargs, totals=self.calls, copied=copied)
+            if not recording.overwritten:
+                return recording
+            self.copied[at] |= recording.overwritten
 
     def _logits_without(self, at: int, number: int, batch: "Shown") -> Tensor:
         layer, units = self.asked[at]

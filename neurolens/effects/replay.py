@@ -1,14 +1,15 @@
 """Run a network again from a layer on: what came before is not computed but put out as it was.
 
 Every module call that had returned when the layer was reached puts out what it put out then. What a network computes
-between its modules is computed again, and so are calls that changed what they were given (in-place modules), returned
-part of it, were given or returned what cannot be copied, or called a module that is also called elsewhere. A forward
-that depends on more than its input, its weights and what its modules return may come out otherwise: compare it once
-with a whole forward.
+between its modules is computed again, and so are calls that changed what they were given, returned a view of it, were
+given or returned what cannot be taken apart, or called a module that is also called elsewhere. In-place modules that
+overwrite what another module returned are among those that are not computed: that one puts out the final values at
+once. A forward that depends on more than its input, its weights and what its modules return may come out otherwise:
+compare it once with a whole forward.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -20,18 +21,27 @@ from neurolens.effects.interventions import tensors_of
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size)
 
+Call = tuple[nn.Module, int]
+"""A call of a module in a forward, from 0."""
+
 
 class Recording(NamedTuple):
-    """What the network returned, and what module calls had put out when the layer was reached."""
+    """What the network returned, and what module calls had put out when the layer was reached.
+
+    ``overwritten`` are calls whose tensors something else wrote to afterwards; ``copied`` those of which copies are
+    kept. Where the first has more than the second, it has to be recorded again, with copies of them.
+    """
 
     output: Any
     calls: dict[nn.Module, dict[int, Any]]
+    overwritten: frozenset[Call]
+    copied: frozenset[Call]
 
     @property
     def nbytes(self) -> int:
         """What is held, without the output."""
-        kept = tensors_of([list(calls.values()) for calls in self.calls.values()])
-        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+        kept = {id(t): t for t in tensors_of([list(calls.values()) for calls in self.calls.values()])}
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
 
 
 class _Open(NamedTuple):
@@ -42,6 +52,15 @@ class _Open(NamedTuple):
     lengths: list[tuple[Any, int]]
     begun: int
     returned: int
+
+
+class _Done(NamedTuple):
+    """A call that has returned: its output, its tensors and their versions then (none of a copy)."""
+
+    module: nn.Module
+    call: int
+    output: Any
+    tensors: list[tuple[Tensor, int]]
 
 
 def calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Counter[nn.Module]:
@@ -55,14 +74,22 @@ def calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 def record(
-    model: nn.Module, tap: Tap, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, totals: Mapping[nn.Module, int]
+    model: nn.Module,
+    tap: Tap,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    totals: Mapping[nn.Module, int],
+    copied: Collection[Call] = (),
 ) -> Recording:
-    """Run the network, without gradients, and keep copies of what had been put out when the layer was reached.
+    """Run the network, without gradients, and keep what had been put out when the layer was reached.
 
     Parameters
     ----------
     totals
         How often each module is called, from `calls_of`.
+    copied
+        Calls whose output is overwritten afterwards, from an earlier recording.
 
     Raises
     ------
@@ -71,7 +98,7 @@ def record(
     """
     stack: list[_Open] = []
     begun: list[nn.Module] = []
-    done: list[tuple[nn.Module, int, Any]] = []
+    done: list[_Done] = []
     counts: dict[nn.Module, int] = {}
     over = [False]
 
@@ -79,8 +106,8 @@ def record(
         call = counts[module] = counts.get(module, -1) + 1
         if over[0]:
             return
-        copyable = _copyable((given, named))
-        versions = [(t, t._version) for t in tensors_of((given, named))] if copyable else None
+        apart = _apart((given, named))
+        versions = [(t, t._version) for t in tensors_of((given, named))] if apart else None
         begun.append(module)
         stack.append(_Open(call, versions, _lengths((given, named)), len(begun), len(done)))
 
@@ -88,17 +115,21 @@ def record(
         if over[0]:
             return
         call = stack.pop()
-        if call.given is None or not _copyable(output) or any(len(held) != n for held, n in call.lengths):
-            return
-        if any(tensor._version != version for tensor, version in call.given):
-            return
-        own = {tensor.untyped_storage().data_ptr() for tensor, _ in call.given}
-        if any(tensor.untyped_storage().data_ptr() in own for tensor in tensors_of(output)):
+        if call.given is None or not _apart(output) or any(len(held) != n for held, n in call.lengths):
             return
         if any(n != totals[inner] for inner, n in Counter(begun[call.begun :]).items()):
             return
+        if not _put_out_before(output, call.given, done[: call.returned]):
+            if any(tensor._version != version for tensor, version in call.given):
+                return
+            own = {tensor.untyped_storage().data_ptr() for tensor, _ in call.given}
+            if any(tensor.untyped_storage().data_ptr() in own for tensor in tensors_of(output)):
+                return
         del done[call.returned :]
-        done.append((module, call.call, _copied(output)))
+        if (module, call.call) in copied:
+            done.append(_Done(module, call.call, _handed(output, copy=True), []))
+        else:
+            done.append(_Done(module, call.call, output, [(t, t._version) for t in tensors_of(output)]))
 
     with ExitStack() as hooks, torch.no_grad():
         for module in model.modules():
@@ -108,9 +139,13 @@ def record(
         hooks.enter_context(capture(model, [tap], on=lambda _, __: over.__setitem__(0, True)))
         output = model(*args, **kwargs)
     calls: dict[nn.Module, dict[int, Any]] = {}
-    for module, number, put_out in done:
-        calls.setdefault(module, {})[number] = put_out
-    return Recording(output, calls)
+    last = {id(tensor): version for one in done for tensor, version in one.tensors}
+    overwritten = set()
+    for one in done:
+        calls.setdefault(one.module, {})[one.call] = one.output
+        if any(tensor._version != last[id(tensor)] for tensor, _ in one.tensors):
+            overwritten.add((one.module, one.call))
+    return Recording(output, calls, frozenset(overwritten), frozenset(copied))
 
 
 @contextmanager
@@ -126,13 +161,13 @@ def replaying(model: nn.Module, recording: Recording) -> Iterator[None]:
     def enter(module: nn.Module, _: Any) -> None:
         call = counts[module] = counts.get(module, -1) + 1
         if call in recording.calls[module]:
-            due[module] = recording.calls[module][call]
+            due[module] = _handed(recording.calls[module][call], copy=(module, call) in recording.copied)
 
     def stand_in(module: nn.Module) -> Callable[..., Any]:
         whole = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return _copied(due.pop(module)) if module in due else whole(*args, **kwargs)
+            return due.pop(module) if module in due else whole(*args, **kwargs)
 
         return forward
 
@@ -153,23 +188,38 @@ def _give_back(module: nn.Module, own: Any) -> None:
         module.__dict__["forward"] = own
 
 
-def _copyable(value: Any) -> bool:
+def _put_out_before(output: Any, given: list[tuple[Tensor, int]], done: list[_Done]) -> bool:
+    """Tell whether a call returned a tensor that it was given, as a call that is put out returned it.
+
+    It may have written to that one, and to no other: in-place modules, identities.
+    """
+    if not isinstance(output, Tensor):
+        return False
+    version = next((version for tensor, version in given if tensor is output), None)
+    if version is None or any(t._version != v for t, v in given if t is not output):
+        return False
+    known = [v for one in done for tensor, v in one.tensors if tensor is output]
+    return bool(known) and known[-1] == version
+
+
+def _apart(value: Any) -> bool:
     """Tell whether a value is made of tensors, plain values and the built-in containers of them."""
     if type(value) in (Tensor, nn.Parameter):
         return not value.is_inference()
     if type(value) in (tuple, list):
-        return all(map(_copyable, value))
+        return all(map(_apart, value))
     if type(value) is dict:
-        return all(map(_copyable, value.values()))
+        return all(map(_apart, value.values()))
     return isinstance(value, _PLAIN)
 
 
-def _copied(value: Any) -> Any:
+def _handed(value: Any, *, copy: bool) -> Any:
+    """Return an output in containers of its own, with copies of its tensors, or the tensors themselves."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, tuple | list):
-        return type(value)(map(_copied, value)) if type(value) in (tuple, list) else value
-    return {name: _copied(item) for name, item in value.items()} if type(value) is dict else value
+        return value.detach().clone() if copy else value
+    if type(value) in (tuple, list):
+        return type(value)([_handed(item, copy=copy) for item in value])
+    return {name: _handed(item, copy=copy) for name, item in value.items()} if type(value) is dict else value
 
 
 def _lengths(value: Any) -> list[tuple[Any, int]]:
