@@ -186,3 +186,17 @@ def test_effects__of_a_longer_run_are_measured_only_where_more_is_asked(tmp_path
     assert {p for p in before if before[p] == wanted[p]} != set()
     run(path, "effects")
     assert run(path, "effects") == []
+
+
+def test_run_rows__shows_images_whole_where_the_network_was_trained_on_crops(study):
+    text = study.read_text()
+    study.write_text(text.replace("[model.preprocessing]\n", "[model.preprocessing]\nresize = 40\ncrop = 32\n"))
+    with pytest.raises(DataError, match=r"concepts\.whole = true"):
+        run(study)
+    run(study, "concepts", "concepts.whole=true")
+    cropping = opened(study)[["intersection", "threshold"]].load()
+    study.write_text(text)
+    run(study, "concepts", "store.url=other.icechunk")
+    plain = neurolens.open_run(study.parent / "other.icechunk")["concepts"].to_dataset()
+    np.testing.assert_array_equal(cropping["intersection"], plain["intersection"])
+    np.testing.assert_array_equal(cropping["threshold"], plain["threshold"])

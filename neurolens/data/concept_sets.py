@@ -127,7 +127,8 @@ class ConceptSet:
             crop, side = preprocessing.crop, min(self.image_size)
             raise DataError(
                 f"the network is shown {crop} x {crop} of the {h} x {w} pixels of each image of {self.name}, and "
-                f"labels cover all of them; set model.preprocessing.resize = {side} and no crop, so that none is cut"
+                f"labels cover all of them; set concepts.whole = true to show these images as they are, or "
+                f"model.preprocessing.resize = {side} and no crop, so that none is cut"
             )
 
     def planes(self, image: int) -> list[Plane | int]:

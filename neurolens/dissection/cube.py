@@ -1,6 +1,7 @@
 """The rows of the concepts cube: one checkpoint dissected."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,8 @@ def key_config(table: Concepts, part: str) -> dict[str, Any]:
     layers = table.layers if isinstance(table.layers, str) else list(table.layers)
     config: dict[str, Any] = {"version": MEASUREMENT_VERSION[part], "layers": layers}
     config["dtype"] = "bfloat16" if table.bf16 else "model"
+    if table.whole:
+        config["whole"] = True
     if part == "top":
         return config | {"top": table.top}
     config |= {"quantile": table.quantile, "compat": table.compat}
@@ -65,6 +68,13 @@ def open_samples(table: Concepts) -> "ConceptSamples":
     from neurolens.data.concepts import study_concepts
 
     return study_concepts(table)
+
+
+def shown_to(network: "Network", table: Concepts) -> "Network":
+    """Return the network as it is shown images: as they are, where the study says so."""
+    if not table.whole:
+        return network
+    return replace(network, preprocessing=network.preprocessing.model_copy(update={"resize": None, "crop": None}))
 
 
 def reference(table: Concepts, series: "Series") -> "Checkpoint | None":
@@ -105,6 +115,7 @@ def axes(
 
     concepts = samples.concepts
     assert concepts is not None
+    network = shown_to(network, table)
     concepts.require_whole(network.preprocessing)
     with running.prepared(network, device=device, bf16=table.bf16) as module:
         probe = running.first_batch(network, samples, module, device=device)
@@ -132,7 +143,7 @@ def refer(
 ) -> Array:
     """Return the thresholds of a network's units, (unit,) float64."""
     return own_thresholds(
-        network,
+        shown_to(network, table),
         samples,
         layers=table.layers,
         quantile=table.quantile,
@@ -187,7 +198,7 @@ def measure(
     concepts = samples.concepts
     assert concepts is not None
     values = dissect(
-        network,
+        shown_to(network, table),
         samples,
         concepts.masks,
         layers=table.layers,

@@ -80,6 +80,7 @@ def unit_galleries(
     from neurolens import models, rows
     from neurolens.checkpoints import discover
     from neurolens.data.concepts import study_concepts
+    from neurolens.dissection.cube import shown_to
     from neurolens.dissection.gallery import unit_masks
 
     if study.concepts is None:
@@ -106,7 +107,7 @@ def unit_galleries(
     for i, position in enumerate(given[series].values.tolist()):
         _fill(network.module, files, int(position), series, study)
         masks[i], largest[i] = unit_masks(
-            network,
+            shown_to(network, study.concepts),
             samples,
             layers=study.concepts.layers,
             units=units,

@@ -92,6 +92,11 @@ class Concepts(Table):
     files: ConceptFiles | None = Field(None, description="Where a segmentation data set keeps what, if elsewhere.")
     download: bool = Field(False, description="Allow Broden to be fetched.")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="Of the archive that is fetched.")
+    whole: bool = Field(
+        False,
+        description="Show images as they are, all of each, and not as model.preprocessing resizes and crops those that "
+        "are trained on; mean and std stay the model's.",
+    )
     layers: Layers = Field("auto", description="auto, or globs over module paths; layers with maps.")
     quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.005, description="Share of a unit's activations that is above its threshold."
