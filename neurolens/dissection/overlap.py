@@ -8,6 +8,7 @@ import xarray as xr
 
 from neurolens import schema
 from neurolens.dissection.adopted import from_cube, is_adopted
+from neurolens.dissection.sums import EPSILON, ratio
 from neurolens.errors import MissingMeasurementError, SchemaError, nearest
 from neurolens.inference import bootstrap_counts, percentile_interval, require_resampling
 from neurolens.schema.dissection_results import DISSECTION_RESULTS
@@ -17,7 +18,6 @@ from neurolens.units.layers_of import held
 Reading = Literal["paper", "lite"]
 
 AREAS = {"paper": "unit_area", "lite": "unit_area_lite"}
-EPSILON = 1e-10
 TAU = 0.04
 """IoU from which a unit counts as a detector (Bau et al. 2017, section 3.2)."""
 
@@ -71,12 +71,7 @@ def iou(
     if is_adopted(concepts):
         return _adopted(concepts, by is not None or weights is not None)
     codes = category_codes(concepts, AREAS[reading], "unit_area", "intersection", "concept_area")
-    over = _weights(concepts, weights)
-    fired = _summed(concepts["unit_area"].sum("category", skipna=False), None, by) > 0
-    parts = [_summed(concepts[name], over, by) for name in ("intersection", AREAS[reading], "concept_area")]
-    area = parts[1].isel(category=xr.DataArray(codes, dims="concept")).drop_vars("category", errors="ignore")
-    # where both comparisons fail because nothing was measured, the counts are NaN already
-    score = (parts[0] / (area + parts[2] - parts[0] + EPSILON)).where(fired & (parts[2] > 0))
+    score = ratio(concepts, AREAS[reading], codes, by=by, weights=_weights(concepts, weights))
     return _labelled(_ordered(score, concepts["intersection"]), "iou", concepts, reading=reading)
 
 
@@ -326,16 +321,6 @@ def _counts(position: Any, codes: Any, n: int) -> tuple[Any, Any]:
         unique[i] = np.bincount(codes[np.unique(found)], minlength=n)
     shape = (*position.shape[:-1], n)
     return held_.reshape(shape), unique.reshape(shape)
-
-
-def _summed(array: xr.DataArray, weights: xr.DataArray | None, by: str | None) -> xr.DataArray:
-    """Sum over the blocks; NaN where any was not measured."""
-    if by:
-        return array
-    if weights is None:
-        return array.sum("block", skipna=False)
-    drawn: xr.DataArray = xr.dot(array, weights, dim="block")
-    return drawn
 
 
 def _weights(concepts: xr.Dataset, weights: Any) -> xr.DataArray | None:

@@ -1,0 +1,87 @@
+"""IoU of counts in blocks of images: one task per chunk of the counts, so that a cube need not fit in memory."""
+
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+EPSILON = 1e-10
+
+_PER_BLOCK = {"intersection": "concept", "unit_area": "category", "concept_area": "concept"}
+
+
+def ratio(
+    concepts: xr.Dataset,
+    area: str,
+    codes: Any,
+    *,
+    by: Literal["block"] | None = None,
+    weights: xr.DataArray | None = None,
+) -> xr.DataArray:
+    """Return IoU, (series, unit, concept), with `block` or the other dims of ``weights``; lazy if the counts are.
+
+    Parameters
+    ----------
+    concepts : the cube of counts
+    area : name of the area of the units' masks
+    codes : (concept,) position of each concept's category
+    by : "block", to sum over none
+    weights : (…, block), how often each block counts
+
+    Returns
+    -------
+    NaN where a count is, where a unit has no mask, and where no block that counts shows the concept.
+    """
+    names = ("intersection", area, "concept_area", "unit_area")
+    arrays = _aligned([concepts[name] for name in names])
+    core = [["block", _PER_BLOCK.get(name, "category")] for name in names]
+    extra = [] if weights is None else [str(dim) for dim in weights.dims if dim != "block"]
+    over = None if weights is None else weights.transpose(*extra, "block").to_numpy()
+    out: list[str] = ["block", "concept"] if by else [*extra, "concept"]
+    sizes = {} if weights is None else {dim: weights.sizes[dim] for dim in extra}
+    found: xr.DataArray = xr.apply_ufunc(
+        _ratio,
+        *arrays,
+        input_core_dims=core,
+        output_core_dims=[out],
+        kwargs={"codes": codes, "weights": over, "summed": by is None},
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"output_sizes": sizes} if sizes else {},
+    )
+    if weights is not None:
+        found = found.assign_coords({name: weights.coords[name] for name in extra if name in weights.coords})
+    return found
+
+
+def _aligned(arrays: list[xr.DataArray]) -> list[xr.DataArray]:
+    """Cut the small counts where the first one is cut, blocks and concepts in one piece."""
+    first = arrays[0]
+    if first.chunks is None:
+        return arrays
+    whole = {"block": -1, "concept": -1, "category": -1}
+    cuts = {dim: first.chunksizes[dim] for dim in first.dims if dim not in whole} | whole
+    parts = (array.variable.chunk({dim: cuts[dim] for dim in array.dims}) for array in arrays)
+    return [array.copy(data=part.data) for array, part in zip(arrays, parts)]  # coordinates stay as they are
+
+
+def _ratio(common: Any, mask: Any, shown: Any, any_mask: Any, codes: Any, weights: Any, summed: bool) -> Any:
+    """IoU of (…, block, concept), (…, block, category), (…, block, concept) and (…, block, category)."""
+
+    def over(counts: Any) -> Any:
+        if not summed:
+            return counts
+        if weights is None:
+            return counts.sum(axis=-2)
+        drawn = weights.reshape(-1, weights.shape[-1]) @ counts
+        return drawn.reshape(*counts.shape[:-2], *weights.shape[:-1], counts.shape[-1])
+
+    both, whole = over(common), over(shown)
+    fired = any_mask.sum(axis=-1) > 0 if not summed else any_mask.sum(axis=(-2, -1)) > 0
+    extra = 0 if weights is None or not summed else weights.ndim - 1
+    fired = fired.reshape(*fired.shape, *[1] * (extra + 1))
+    union = over(mask)[..., codes] + whole
+    union -= both
+    union += EPSILON
+    # where both comparisons fail because nothing was measured, the counts are NaN already
+    return np.where(fired & (whole > 0), both / union, np.nan)
