@@ -164,6 +164,23 @@ def test_adopt_tallies__names_that_two_categories_share_and_names_that_are_none(
     assert_same(from_cube(held), read_tallies(tmp_path / "tree"))
     assert from_cube(held)["iou"]["concept"].data.tolist() == ["wood (color)", "wood (object)"]
     assert from_cube(held)["label_category"].compute().data.tolist() == [["color", "color"]]
+    chosen = neurolens.iou(held.sel(concept=["wood (object)"]))
+    assert chosen["concept"].data.tolist() == ["wood (object)"]
+    assert chosen.isel(unit=0).values.item() == read_tallies(tmp_path / "tree")["best_iou"].values[0, 0, 1]
+
+
+def test_adopt_tallies__of_several_layers(store, tmp_path):
+    for layer in ("layer10", "layer2"):
+        tree(tmp_path / "tree", layer=layer)
+    adopt(store, tmp_path / "tree")
+    held = opened(store)
+    assert_same(from_cube(held), read_tallies(tmp_path / "tree"))
+    assert held["layer"].data.tolist() == ["layer2"] * 2 + ["layer10"] * 2
+    found = concept_events(held.sel(layer="layer10"), k=1)
+    assert found["unit"].unique().tolist() == [2, 3]
+    assert set(found["layer"]) == {"layer10"}
+    with pytest.raises(StoreError, match="4 units of layer2, layer10, and these are of 2 units of layer10"):
+        adopt(store, tmp_path / "tree", layers=["layer10"])
 
 
 def test_adopt_tallies__of_nameless_concepts_only(store, tmp_path):

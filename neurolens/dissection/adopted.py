@@ -47,12 +47,11 @@ def from_cube(tallies: xr.Dataset) -> xr.Dataset:
         if dim in tallies.coords and dim not in tallies.dims:
             raise SchemaError(f"there is no dim {dim!r}; found {dict(tallies.sizes)}; select with lists to keep dims")
     series = schema.series_dim(tallies)
-    concepts = pd.DataFrame({name: _held(tallies, name) for name in ("concept_number", "name", "concept_category")})
+    known = ("concept", "concept_number", "name", "concept_category")
+    concepts = pd.DataFrame({name: _held(tallies, name) for name in known})
     concepts = concepts.sort_values(["concept_category", "name"], ignore_index=True)
     category, name_of = _held(tallies, "category"), _table(concepts["concept_number"], concepts["name"], "")
-    out = tallies[["score"]].drop_vars(
-        ["category", "category_number", "concept", "concept_number", "name", "concept_category"], errors="ignore"
-    )
+    out = tallies[["score"]].drop_vars(["category", "category_number", *known], errors="ignore")
     out["label"] = _looked_up(tallies["best_number"], name_of)
     category_of = _table(_held(tallies, "category_number"), category, "")
     out["label_category"] = _looked_up(tallies["best_category"], category_of)
@@ -67,8 +66,7 @@ def from_cube(tallies: xr.Dataset) -> xr.Dataset:
     for name in FIGURES:
         out[name] = bare[name]
     codes = _looked_up(bare["category_best"], _table(concepts["concept_number"], concepts.index, -1, np.int64))
-    pairs = list(zip(concepts["concept_category"], concepts["name"]))
-    iou = spread_codes(bare["best_iou"], codes, concept_names(pairs))
+    iou = spread_codes(bare["best_iou"], codes, concepts["concept"].tolist())
     of = np.asarray(concepts["concept_category"].tolist(), TEXT)
     out["iou"] = iou.assign_coords(concept_category=("concept", of))
     return out
