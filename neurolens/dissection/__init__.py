@@ -1,5 +1,6 @@
 """Dissection: how far the masks of units coincide with concepts (measured), and what follows from the counts."""
 
+from neurolens.dissection.draws import ImageDraws, image_draws
 from neurolens.dissection.labels import Labels, PackedLabels, pack_labels
 from neurolens.dissection.maps import token_maps
 from neurolens.dissection.null import rotation_null
@@ -10,6 +11,7 @@ from neurolens.dissection.thresholds import Thresholds
 from neurolens.dissection.upsampling import upsample
 
 __all__ = [
+    "ImageDraws",
     "Labels",
     "PackedLabels",
     "Tally",
@@ -17,6 +19,7 @@ __all__ = [
     "best_concept",
     "detectors",
     "image_blocks",
+    "image_draws",
     "iou",
     "iou_interval",
     "pack_labels",

@@ -1,6 +1,6 @@
 """How sure events are: over resampled images, over thresholds, over runs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -8,18 +8,16 @@ import pandas as pd
 import xarray as xr
 
 from neurolens import schema
+from neurolens.dissection.draws import ImageDraws
 from neurolens.errors import SchemaError
 from neurolens.inference import percentile_interval, require_resampling
 from neurolens.mortality import lives
 from neurolens.mortality.events import about, concept_events, flags_of
 from neurolens.mortality.inputs import PAIR, By, Scores, described, rule_of, trajectories_of
 from neurolens.mortality.lifetimes import survival
+from neurolens.mortality.resampled import COUNTS, Draws, counts_of, counts_of_images, each_of, in_strips, number_of
 from neurolens.units.inputs import OnMissing
 
-Draws = xr.DataArray | Callable[[int], xr.DataArray]
-"""IoU of resampled images: with a dim `draw`, or a function of the number of the draw."""
-
-COUNTS = ("lives", "births", "rebirths", "deaths", "alive_at_end")
 QUANTITIES = (*COUNTS, "share_died", "share_reborn", "median_lifetime")
 
 
@@ -45,9 +43,9 @@ def event_probability(
         Its events are looked at.
     draws : IoU with a further dim `draw`, or a function of the number of a draw that returns such an array without it
         Of resampled blocks of images; the same draw of blocks at all checkpoints. Of each, only the units and concepts
-        that have events are read.
+        that have events are read; of `neurolens.dissection.image_draws` their counts, once for all draws.
     n_draws : int, optional
-        How many draws; needed with a function.
+        How many draws; needed with a plain function.
     tolerance : int, checkpoints
         How far from where it was an event may be in a draw.
     tau, k, hysteresis, smoothing_window, min_alive, missing, dim
@@ -77,27 +75,25 @@ def event_probability(
     found = trajectories_of(scores, by=PAIR, missing=missing, dim=dim)
     options: dict[str, Any] = {"hysteresis": hysteresis, "smoothing_window": smoothing_window, "min_alive": min_alive}
     events = concept_events(found.score, tau=tau, k=k, **options, dim=found.series)
-    n = _number(draws, n_draws)
+    n = number_of(draws, n_draws)
     numbers = {
         name: pd.Index(found.score.indexes.get(name, pd.RangeIndex(found.score.sizes[name]))) for name in found.dims
     }
     at = [numbers[name].get_indexer(events[name]) for name in ("unit", "concept")]
     pairs, which = np.unique(np.stack(at), axis=1, return_inverse=True)
-    unit, concept = (xr.DataArray(row, dims="pair") for row in pairs)
     born, died = np.zeros(len(events)), np.zeros(len(events))
     birth = events["birth_position"].to_numpy()
     death = events["death_position"].to_numpy(np.float64, na_value=np.nan)
     known = (events["end"] == "death").to_numpy()
-    for draw in _each(draws, n):
-        if not len(events):
-            break
-        drawn = trajectories_of(draw, by=PAIR, missing=missing, dim=found.series)
-        _alike(found.score, drawn.score)
-        values = drawn.score.isel(unit=unit, concept=concept).transpose("pair", found.series).compute().data
-        flags = lives.flags_of(values, rule)
-        born += _near(flags & lives.FLAG_BIRTH, tolerance)[which.ravel(), birth]
-        near = _near(flags & lives.FLAG_DEATH, tolerance)
-        died[known] += near[which.ravel()[known], death[known].astype(np.int64)]
+    which = which.ravel()
+    for part, values in in_strips(draws, pairs, found, missing):
+        inside = (which >= part.start) & (which < part.stop)
+        dying = inside & known
+        for i in range(n):
+            flags = lives.flags_of(values(i), rule)
+            born[inside] += _near(flags & lives.FLAG_BIRTH, tolerance)[which[inside] - part.start, birth[inside]]
+            near = _near(flags & lives.FLAG_DEATH, tolerance)
+            died[dying] += near[which[dying] - part.start, death[dying].astype(np.int64)]
     events["p_birth"], events["p_death"] = born / n, np.where(known, died / n, np.nan)
     events.attrs |= {"n_draws": n, "tolerance": tolerance}
     return events
@@ -187,8 +183,10 @@ def event_counts(
     """
     options: dict[str, Any] = {"tau": tau, "k": k, "hysteresis": hysteresis, "by": by, "compat": compat}
     options |= {"smoothing_window": smoothing_window, "min_alive": min_alive, "missing": missing, "dim": dim}
-    n = _number(draws, n_draws)
-    return pd.DataFrame([_counts(concept_events(draw, **options)) for draw in _each(draws, n)])
+    n = number_of(draws, n_draws)
+    if isinstance(draws, ImageDraws) and by in (None, PAIR) and compat is None:
+        return counts_of_images(draws, n, options)
+    return pd.DataFrame([counts_of(concept_events(draw, **options)) for draw in each_of(draws, n)])
 
 
 def compare(
@@ -268,20 +266,10 @@ def _as_counted(events: pd.DataFrame) -> dict[str, Any]:
     return {names.get(key, key): events.attrs[key] for key in kept if key in events.attrs} | {"missing": "drop"}
 
 
-def _counts(events: pd.DataFrame) -> dict[str, int]:
-    return {
-        "lives": len(events),
-        "births": int(events["birth_seen"].sum()),
-        "rebirths": int(events["rebirth"].sum()),
-        "deaths": int((~events["censored"]).sum()),
-        "alive_at_end": int((events["end"] == "alive").sum()),
-    }
-
-
 def _quantities(events: pd.DataFrame, curve: xr.Dataset, resampled: pd.DataFrame | None, confidence: float) -> Any:
     from scipy.stats import binomtest
 
-    counts = _counts(events)
+    counts = counts_of(events)
     out = np.full((3, len(QUANTITIES)), np.nan)
     out[0, : len(COUNTS)] = [counts[name] for name in COUNTS]
     if resampled is not None:
@@ -320,30 +308,6 @@ def _side_by_side(names: list[str], cells: Any, curves: list[xr.Dataset], confid
     for name in joined.data_vars:
         out[name] = schema.label(joined[name], schema.MORTALITY_RESULTS[str(name)]).transpose("run", "time")
     return out
-
-
-def _number(draws: Draws, n: int | None) -> int:
-    if isinstance(draws, xr.DataArray):
-        if "draw" not in draws.dims:
-            raise SchemaError(f"found dims {draws.dims}; draws lie along the dim 'draw', or are given by a function")
-        n = draws.sizes["draw"] if n is None else min(n, draws.sizes["draw"])
-    if n is None or n < 1:
-        raise SchemaError(f"n_draws={n!r}; say how many draws there are, at least 1")
-    return n
-
-
-def _each(draws: Draws, n: int) -> Iterator[xr.DataArray]:
-    for i in range(n):
-        yield draws.isel(draw=i, drop=True) if isinstance(draws, xr.DataArray) else draws(i)
-
-
-def _alike(scores: xr.DataArray, drawn: xr.DataArray) -> None:
-    for dim in scores.dims:
-        one, other = (data.indexes.get(dim, pd.RangeIndex(data.sizes[dim])) for data in (scores, drawn))
-        if not one.equals(other):
-            raise SchemaError(
-                f"draws have {len(other)} {dim}s and the scores {len(one)}, or other ones; resample what is looked at"
-            )
 
 
 def _near(flags: Any, tolerance: int) -> Any:
