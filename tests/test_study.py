@@ -22,9 +22,12 @@ TEMPLATES = (
     "gpt2",
     "imagenet_folder",
     "places365",
+    "places365_resnet18",
     "pythia",
+    "shapes",
 )
-OF_UNITS = ("cifar_resnet18", "gpt2", "pythia")
+OF_UNITS = ("cifar_resnet18", "gpt2", "places365_resnet18", "pythia")
+OF_CONCEPTS = ("places365_resnet18", "shapes")
 
 
 @pytest.fixture
@@ -276,6 +279,7 @@ def test_init_study__writes_a_study_that_loads_with_each_of_its_profiles(tmp_pat
         study = load_study(path, profile=profile)
         assert Study.model_validate_json(study.model_dump_json()) == study
         assert (study.units if template in OF_UNITS else study.samples) is not None
+        assert (study.concepts is not None) == (study.effects is not None) == (template in OF_CONCEPTS)
         stores.add(study.store.url)
     assert len(stores) > 1 or template == "digits"
 
@@ -301,6 +305,32 @@ def test_init_study__keeps_to_the_recipes_of_the_references(tmp_path):
     assert prod.data.split == "train"
     assert prod.train.validation.split == "val"
     assert (prod.train.augment, prod.model.preprocessing.resize) == (("crop", "flip"), 256)
+
+
+def test_init_study__keeps_to_the_recipe_of_semantic_mortality(tmp_path):
+    path = init_study(tmp_path / "study.toml", "places365-resnet18")
+    recipe = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4, "step_size": 30, "gamma": 0.1, "seed": 42}
+    study = load_study(path)
+    assert study.train.model_dump(include=set(recipe)) == recipe
+    assert study.train.augment == ("crop", "flip")
+    assert study.model.preprocessing.model_dump() == {"resize": 256, "crop": 224, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    assert study.concepts.whole
+    assert (study.concepts.layers, study.concepts.quantile, study.effects.tau, study.effects.k) == (
+        ("layer4",),
+        0.005,
+        0.04,
+        3,
+    )
+    sizes = {
+        name: (study.data.select.count, study.train.epochs, study.train.batch_size)
+        for name in ("dev", "test", "prod")
+        for study in [load_study(path, profile=name)]
+    }
+    assert sizes == {"dev": (20_000, 5, 32), "test": (2_000, 2, 16), "prod": (None, 90, 128)}
+    seed = load_study(path, profile="seed")
+    assert (seed.concepts.compat, seed.effects.compat, seed.effects.reading) == ("lite", "seed", "lite")
+    assert seed.checkpoints.folder == study.checkpoints.folder
+    assert seed.store.url != study.store.url
 
 
 def test_init_study__takes_a_hyphen_for_an_underscore(tmp_path):
