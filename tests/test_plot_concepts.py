@@ -110,7 +110,7 @@ def test_cumulative_events__add_up_to_all_events(events):
     lines = {line.get_label(): line for line in ax.lines}
     assert lines["deaths"].get_xdata().tolist() == list(range(0, 160, 10))
     assert lines["deaths"].get_ydata()[-1] == 5
-    assert lines["births, rebirths included"].get_ydata()[-1] == 7
+    assert lines["births,\nrebirths included"].get_ydata()[-1] == 7
     assert lines["rebirths"].get_ydata().tolist() == [0] * 8 + [1] * 8
     assert inside(ax)
 

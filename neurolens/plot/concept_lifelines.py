@@ -212,7 +212,7 @@ def _colours(bars: list[_Bar], count: int) -> dict[str, str]:
 def _draw(ax: Axes, bar: _Bar, y: float, height: float, colour: str) -> set[str]:
     """Draw a life and its marks; return which marks."""
     left, right = bar.first - 0.5, bar.last + 0.5
-    ax.barh(y, right - left, height, left=left, color=colour, linewidth=0)
+    ax.barh(y, right - left, height, left=left, color=colour, edgecolor="white", linewidth=0.7)
     marked = {bar.end} | ({bar.start} & {"rebirth", "unseen"})
     for mark in marked:
         ax.plot([left if mark in ("rebirth", "unseen") else right], [y], zorder=3, clip_on=False, **MARKS[mark])

@@ -105,7 +105,7 @@ def cumulative_events(events: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             return empty(ax, nothing(events))
         size = 4 if len(at) <= FEW else 0
         lines: list[tuple[str, Any, str, str]] = [
-            ("births, rebirths included", born + reborn, BLUE, "o"),
+            ("births,\nrebirths included", born + reborn, BLUE, "o"),
             ("deaths", died, VERMILLION, "s"),
             ("rebirths", reborn, GREEN, "^"),
         ]
@@ -115,10 +115,10 @@ def cumulative_events(events: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         late = _too_late(events)
         if late:
             low, high = (float(at[-late - 1]) + float(at[-late])) / 2, float(at[-1])
-            ax.axvspan(low, high, color=PALE, alpha=0.5, linewidth=0, zorder=0, label="too late to confirm a death")
+            ax.axvspan(low, high, color=PALE, alpha=0.5, linewidth=0, zorder=0, label="too late to\nconfirm a death")
         ax.set_ylim(0, None)
         ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        ax.legend(loc="upper left")
+        ax.legend(**SIDE)
         return ax
 
 

@@ -123,9 +123,10 @@ def _survival(given: ConceptNumbers) -> list[Picture]:
     if not given.survival:
         return []
     panels = len(given.survival)
-    figure = new_figure((5.4 * panels, 4.2))
+    rows, columns = (panels + 1) // 2, min(panels, 2)
+    figure = new_figure((5.6 * columns, 4.2 * rows))
     for i, curves in enumerate(given.survival.values()):
-        survival_curves(curves, ax=figure.add_subplot(1, panels, i + 1))
+        survival_curves(curves, ax=figure.add_subplot(rows, columns, i + 1))
     caption = f"{lifetime(given)} Bands are of 95 %, at each time by itself; lives of one unit are not independent."
     for name in given.survival:
         if name:

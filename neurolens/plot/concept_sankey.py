@@ -151,7 +151,9 @@ def migration_sankey(
         raise MissingExtraError.of("plotly", "report", "the interactive picture of migrations") from error
     flows = migration_flows(moves, level=level, units=units, count=count, dying=dying)
     colours = _colours(flows)
-    nodes = [(column, name) for column in COLUMNS for name in dict.fromkeys(flows[column])]
+    places = [_stacked(flows, column) for column in COLUMNS] if len(flows) else []
+    nodes = [(column, name) for column, stacked in zip(COLUMNS, places) for name in stacked]
+    middles = [1 - (low + high) / 2 for stacked in places for low, high in stacked.values()]
     at = {node: i for i, node in enumerate(nodes)}
     links = []
     for i in (0, 1):
@@ -166,6 +168,8 @@ def migration_sankey(
             node={
                 "label": [name for _, name in nodes],
                 "color": [colours[n] if c == "concept" else OTHER if n == NOWHERE else INK for c, n in nodes],
+                "x": [(0.001, 0.5, 0.999)[COLUMNS.index(column)] for column, _ in nodes],
+                "y": [float(np.clip(y, 0.001, 0.999)) for y in middles],
                 "pad": 14,
                 "thickness": 16,
                 "line": {"width": 0},
