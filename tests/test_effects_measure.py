@@ -16,7 +16,7 @@ from neurolens import schema
 from neurolens.data import batches, shown
 from neurolens.effects import ablation, without_units
 from neurolens.effects.measure import axes, key_config, measure, parts
-from neurolens.errors import CaptureError, DataError, NonFiniteError, SchemaError
+from neurolens.errors import DataError, ModelMismatchError, NonFiniteError, SchemaError
 from neurolens.layers import find_layers
 from neurolens.study import Effects, Preprocessing
 
@@ -331,10 +331,10 @@ def test_measure__says_what_is_wrong():
     with pytest.raises(DataError, match="no samples"):
         ablated(network, samples.subset([]))
     many = dataclasses.replace(samples, classes=tuple(map(str, range(11))))
-    with pytest.raises(CaptureError, match=r"returned shape \(2, 10\) for 2 samples of 11 classes"):
+    with pytest.raises(ModelMismatchError, match=r"returned shape \(2, 10\) for 2 samples of 11 classes"):
         ablated(network, many)
     maps = Net(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU()))
-    with pytest.raises(CaptureError, match=r"name a factory in \[model\] whose network classifies"):
+    with pytest.raises(ModelMismatchError, match=r"name a factory in \[model\] whose network classifies"):
         ablated(maps, samples, units=(0, 1))
     broken = digits()
     broken.module.fc.weight.data[0, 0] = torch.inf

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from concept_study import STUDY, run, write_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from neurolens import concept_events, functional_death, schema
 from neurolens.errors import MissingMeasurementError, SchemaError
 from neurolens.inference import paired_interval
 from neurolens.mortality import asked_units, export_events
+from neurolens.study import load_study
 
 CLASSES = ["dog", "cat", "owl", "ant"]
 EPOCHS = [0, 1, 2, 5, 7, 9]
@@ -275,3 +277,27 @@ def test_functional_death__fits_the_files_of_the_reference(tmp_path):
     lines = pd.read_csv(events, dtype=str, keep_default_na=False)
     assert lines["functional_dead"].tolist() == ["True", ""]
     assert "functional_dead_events,1" in summary.read_text()
+
+
+@pytest.mark.parametrize("compat", [None, "seed"])
+def test_functional_death__is_told_from_what_the_rows_measured(compat, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rule = {"k": 1, "tau": 0.15, "compat": compat}
+    table = "[effects]\nk = 1\ntau = 0.15\nconductance = true\nconductance_steps = 4\nconductance_samples = 8\n"
+    path = write_study(tmp_path / "run", checkpoints=5, text=STUDY + table + ("compat = 'seed'\n" if compat else ""))
+    run(path)
+    run(path, "effects")
+    opened = neurolens.open_run(load_study(path).store.url)
+    events = concept_events(neurolens.iou(opened["concepts"].to_dataset()), **rule)
+    table = functional_death(opened["effects"].to_dataset(), events, compat=compat, threshold=1e-3)
+    died = events[events["end"] == "death"]
+    assert table["death"].tolist() == died["death"].tolist() != []
+    last = died["death"] == 4
+    if compat:
+        assert table["functional_dead"].isna().tolist() == last.tolist()
+        assert np.isfinite(table["conductance_after"][~last.to_numpy()]).all()
+    else:
+        assert table["n_used"].notna().all()
+        assert table["functional_dead"].notna().tolist() == (table["n_used"] > 0).tolist()
+        shares = table["logit_drop_after"] / table["logit_drop_before"]
+        assert (table["functional_dead"].dropna() == (shares < 0.1)[table["n_used"] > 0]).all()

@@ -72,8 +72,10 @@ def ablate(
     ------
     DataError
         If there are no samples.
+    ModelMismatchError
+        If the network does not give a row of logits per sample.
     CaptureError
-        If the network does not give a row of logits per sample, or a layer does not have a unit.
+        If a layer does not have a unit.
     NonFiniteError
         If a logit, or a mean activation, is NaN or infinite.
     """

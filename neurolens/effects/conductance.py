@@ -63,7 +63,7 @@ def layer_conductance(
     ------
     DataError
         If there are no samples, or they are texts, between which and zeros there is nothing.
-    CaptureError
+    ModelMismatchError
         If the network does not give a row of logits per sample.
     NonFiniteError
         If a conductance is NaN or infinite.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from neurolens.capture import Tap, capture
-from neurolens.errors import CaptureError
+from neurolens.errors import CaptureError, ModelMismatchError
 from neurolens.layers import Layer
 
 Change = Callable[[Tensor], Tensor]
@@ -139,14 +139,14 @@ def logits_of(output: Any, samples: int, classes: int) -> Tensor:
 
     Raises
     ------
-    CaptureError
+    ModelMismatchError
         If there are none.
     """
     logits = getattr(output, "logits", output)
     if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == samples and logits.shape[1] >= classes:
         return logits
     found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-    raise CaptureError(
+    raise ModelMismatchError(
         f"the network returned {found} for {samples} samples of {classes} classes, and a row of logits for each sample "
         "was needed to tell what a unit does for its class; name a factory in [model] whose network classifies"
     )

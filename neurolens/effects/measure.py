@@ -127,7 +127,9 @@ def measure(
     DataError
         If there are fewer samples than asked for, or conductance is asked of texts.
     CaptureError
-        If the network does not have the layers, or does not classify.
+        If the network does not have the layers.
+    ModelMismatchError
+        If the network does not give a row of logits per sample, or its activations depend on the batch.
     NonFiniteError
         If a logit or a conductance is NaN or infinite, naming the sample.
     """
