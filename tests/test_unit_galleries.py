@@ -145,3 +145,24 @@ def test_gallery__of_a_dead_unit_says_that_nothing_excites_it(tmp_path, monkeypa
     assert not shown["mask"].any()
     assert shown["label"].values.tolist() == [[""]]
     assert call("gallery", path, "--unit", 2).exit_code == 0
+
+
+def test_plot_and_report__show_what_the_strongest_detectors_see(study, tmp_path):
+    result = call("plot", study, "--out", tmp_path / "plots")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "plots" / "unit_galleries.png").exists()
+    result = call("report", study, "--out", tmp_path / "page.html")
+    assert result.exit_code == 0, result.output
+    assert "What the strongest detectors see" in (tmp_path / "page.html").read_text()
+
+
+def test_plot__goes_on_without_galleries_where_checkpoints_are_gone(study, tmp_path):
+    folder = study.parent / "checkpoints"
+    folder.rename(folder.with_name("elsewhere"))
+    try:
+        result = call("plot", study, "--out", tmp_path / "plots")
+    finally:
+        folder.with_name("elsewhere").rename(folder)
+    assert result.exit_code == 0, result.output
+    assert "There are no galleries of units: " in result.output
+    assert (tmp_path / "plots" / "concept_detectors.png").exists()

@@ -106,7 +106,7 @@ def save_pictures(place: Any, folder: Path, study: "Study | None", files: list[P
 
     mpl.use("agg")
     from neurolens.plot import run_pictures
-    from neurolens.report import images_of, life_rule_of, metrics_of
+    from neurolens.report import galleries_of, images_of, life_rule_of, metrics_of
 
     cubes = cubes_of(place)
     scores = externals(cubes, files)
@@ -117,7 +117,14 @@ def save_pictures(place: Any, folder: Path, study: "Study | None", files: list[P
             images = images_of(study) if "samples" in cubes else None
         except DataError as error:
             say(f"without images and training curves: {error}")
-    drawn = run_pictures(cubes, metrics=metrics, images=images, external=scores, rule=life_rule_of(study))
+    drawn = run_pictures(
+        cubes,
+        metrics=metrics,
+        images=images,
+        external=scores,
+        rule=life_rule_of(study),
+        galleries=galleries_of(study),
+    )
     for note in drawn.notes:
         say(note)
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from neurolens.plot.distributions import (
     csl_histogram,
     learning_time_histogram,
 )
+from neurolens.plot.galleries import unit_gallery
 from neurolens.plot.images import gallery, hardest
 from neurolens.plot.picture import Picture
 from neurolens.plot.pictures import Scores, pictures, scores
@@ -74,5 +75,6 @@ __all__ = [
     "trajectories",
     "transition_ribbons",
     "unit_counts",
+    "unit_gallery",
     "unit_pictures",
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from neurolens.errors import DataError, MissingMeasurementError
+from neurolens.errors import DataError, MissingMeasurementError, NeurolensError
 from neurolens.plot.concept_numbers import ConceptNumbers, LifeRule, concept_numbers
 from neurolens.plot.concept_pictures import concept_pictures
 from neurolens.plot.picture import Picture
@@ -56,6 +56,7 @@ def run_pictures(
     images: "ImagesById | None" = None,
     external: Mapping[str, xr.DataArray] | None = None,
     rule: LifeRule | None = None,
+    galleries: "Callable[[xr.Dataset], Picture | None] | None" = None,
 ) -> RunPictures:
     """Draw every picture that the cubes of a run allow. **Eager**.
 
@@ -72,11 +73,13 @@ def run_pictures(
         Scores from elsewhere, (sample) each, that the samples' are compared with.
     rule : LifeRule, optional
         By which reading and rule concepts live and die.
+    galleries : function, optional
+        From the concepts cube to a picture of what units see: `neurolens.report.galleries_of`.
     """
     out = RunPictures()
     draw: dict[str, Callable[[xr.Dataset], None]] = {
         "samples": lambda cube: _samples(out, cube, metrics, images, external),
-        "concepts": lambda cube: _concepts(out, cube, rule),
+        "concepts": lambda cube: _concepts(out, cube, rule, galleries),
         "tallies": lambda cube: _tallies(out, cube, rule),
         "units": lambda cube: _units(out, cube),
         "activations": lambda cube: _activations(out, cube),
@@ -117,10 +120,23 @@ def _samples(
     out.scores = given
 
 
-def _concepts(out: RunPictures, cube: xr.Dataset, rule: LifeRule | None) -> None:
+def _concepts(
+    out: RunPictures,
+    cube: xr.Dataset,
+    rule: LifeRule | None,
+    galleries: "Callable[[xr.Dataset], Picture | None] | None",
+) -> None:
     out.concepts = concept_numbers(cube, rule=rule)
     out.notes += out.concepts.notes
     out.pictures += concept_pictures(cube, given=out.concepts)
+    if galleries is None:
+        return
+    try:
+        drawn = galleries(cube)
+    except NeurolensError as error:  # what they need besides the store may be gone
+        out.notes.append(f"There are no galleries of units: {error}")
+    else:
+        out.pictures += [] if drawn is None else [drawn]
 
 
 def _tallies(out: RunPictures, cube: xr.Dataset, rule: LifeRule | None) -> None:

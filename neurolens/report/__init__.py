@@ -1,6 +1,16 @@
 """One static, self-contained HTML page per run."""
 
+from neurolens.report.galleries import concepts_of, detector_picture, galleries_of, unit_galleries
 from neurolens.report.page import write_report
 from neurolens.report.sources import images_of, life_rule_of, metrics_of
 
-__all__ = ["images_of", "life_rule_of", "metrics_of", "write_report"]
+__all__ = [
+    "concepts_of",
+    "detector_picture",
+    "galleries_of",
+    "images_of",
+    "life_rule_of",
+    "metrics_of",
+    "unit_galleries",
+    "write_report",
+]

@@ -1,6 +1,6 @@
 """Galleries of units: the images that excite them most, and where; made from the study's checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -145,6 +145,13 @@ def concepts_of(run: xr.DataTree) -> xr.Dataset:
             "run it: `neurolens run STUDY --only concepts`"
         )
     return run["concepts"].to_dataset()
+
+
+def galleries_of(study: Study | None) -> Callable[[xr.Dataset], Picture | None] | None:
+    """Return what draws galleries of the strongest detectors of a study; None where it has no concepts."""
+    if study is None or study.concepts is None or not study.concepts.top:
+        return None
+    return lambda concepts: detector_picture(study, concepts)
 
 
 def detector_picture(study: Study, concepts: xr.Dataset, *, count: int = 4, top: int = 7) -> Picture | None:

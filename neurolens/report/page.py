@@ -17,6 +17,7 @@ from neurolens.errors import DataError, StoreError
 from neurolens.plot import Picture, run_pictures
 from neurolens.plot.run_pictures import has_rows
 from neurolens.report.figures import all_figures, all_tables
+from neurolens.report.galleries import galleries_of
 from neurolens.report.ledger import ledger_table
 from neurolens.report.next_steps import next_steps
 from neurolens.report.sources import images_of, life_rule_of, metrics_of
@@ -91,7 +92,14 @@ def write_report(
             notes.append(
                 f"Rows of the {table.cube} cube failed at {table.series} {lost}: every number here leaves them out."
             )
-    drawn = run_pictures(cubes, metrics=metrics, images=images, external=external, rule=life_rule_of(study))
+    drawn = run_pictures(
+        cubes,
+        metrics=metrics,
+        images=images,
+        external=external,
+        rule=life_rule_of(study),
+        galleries=galleries_of(study),
+    )
     notes += drawn.notes
     if not any(map(has_rows, cubes.values())):
         notes.append("No checkpoint has been measured yet.")
