@@ -130,6 +130,23 @@ def test_ablation__is_the_same_where_the_network_cannot_be_started_in_the_middle
         np.testing.assert_allclose(values, plain[name], rtol=1e-6, atol=1e-7)
 
 
+def test_ablation__cuts_batches_to_the_memory_for_what_came_before(monkeypatch):
+    network, samples = trained(), images(20)
+    plain, sizes = ablated(network, samples), []
+    probe = next(iter(shown(samples, network, batch_size=2)))
+    layers = find_layers(network.module, "auto", probe)
+    runs = ablation._Runs(copy.deepcopy(network.module).eval(), [(layers[2], [0, 1])], [np.zeros(2)], probe, 3)
+    assert runs.replayed == [True]
+    # of each convolution what it returned, and what its norm returned, overwritten by the ReLU; of the pooling once
+    assert runs.nbytes == 4 * (2 * 16 * 8 * 8 + 2 * 32 * 8 * 8 + 32 * 4 * 4 + 2 * 32 * 4 * 4)
+    whole = ablation.record
+    monkeypatch.setattr(ablation, "record", lambda m, t, a, k, **o: sizes.append(len(a[0])) or whole(m, t, a, k, **o))
+    monkeypatch.setattr(ablation, "RECORD_MIB", 3 * runs.nbytes / 2**20)
+    for name, values in ablated(network, samples).items():
+        np.testing.assert_allclose(values, plain[name], rtol=1e-4, atol=1e-6)
+    assert max(sizes) == 3
+
+
 class Storing(nn.Module):
     def __init__(self, aside):
         super().__init__()

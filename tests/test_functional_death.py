@@ -216,7 +216,7 @@ def test_functional_death__reads_only_what_is_asked_for():
     assert {at[:2] for at in read} == {(1, 0), (2, 0), (3, 1), (4, 1)}
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     falls=st.lists(st.lists(st.floats(-5, 5), min_size=4, max_size=4), min_size=4, max_size=4),
     n_classes=st.integers(1, 6),

@@ -141,7 +141,7 @@ class _Runs:
 
     def batch_size(self, wanted: int) -> int:
         """Return how many samples a batch may have."""
-        return max(1, min(wanted, RECORD_MIB * 2**20 // max(1, self.nbytes)))
+        return max(1, min(wanted, int(RECORD_MIB * 2**20 / max(1, self.nbytes))))
 
     def without(self, unit: int) -> str:
         """Say which unit is away; nothing for -1."""
