@@ -1,0 +1,1 @@
+"""Attributions by unit cluster: what each group of units carries of a network's answer to its input."""
