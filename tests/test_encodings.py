@@ -106,3 +106,32 @@ def test_chunk_shape__of_activations_is_at_most_4_mb_and_not_much_less(samples, 
 def test_chunk_shape__of_units_cuts_along_units_alone(name, sizes, expected):
     variable = next(v for v in schema.UNITS.variables if v.name == name)
     assert chunk_shape(variable, np.dtype(variable.dtype).itemsize, sizes, 1) == expected
+
+
+def test_compressors__make_little_of_what_is_nan_nearly_everywhere(tmp_path):
+    from neurolens.store import Axis, open_store
+
+    values = np.full((2000, 100), np.nan)
+    values[7] = np.linspace(-1, 1, 100)
+    store = open_store(tmp_path / "run", create=True)
+    axes = {"unit": Axis(np.arange(2000)), "class": Axis(np.arange(100))}
+    cube = schema.EFFECTS
+    small = {v.name: np.zeros(100) for v in cube.part("ablation").variables if "unit" not in v.dims}
+    wide = {v.name: values for v in cube.part("ablation").variables if "unit" in v.dims}
+    settings_ = {"data": "none", "model": {}, "parts": {"ablation": {"version": 1}}}
+    encodings = dict.fromkeys(wide, "float64-zstd")
+    common = {"run": "r", "series": "epoch", "settings": settings_, "axes": axes, "fingerprint": "f", "positions": [0]}
+    store.prepare(cube, encodings=encodings, **common)
+    store.write_row(
+        cube, (0, 0), positions={"epoch": 0}, values=small | wide, keys={"ablation": "0" * 64}, seconds=1, provenance={}
+    )
+    written = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert written < values.nbytes / 10
+    opened = store_opened(tmp_path / "run")
+    np.testing.assert_array_equal(opened["ablated_logit"].values[0], values)
+
+
+def store_opened(url):
+    import neurolens
+
+    return neurolens.open_run(url)["effects"].ds

@@ -53,6 +53,11 @@ def key_config(table: Effects, part: str) -> dict[str, Any]:
     return config | {"steps": table.conductance_steps}
 
 
+def encodings(table: Effects) -> dict[str, str]:
+    """Return how the store writes what is NaN for all units but those asked for."""
+    return {v.name: "float64-zstd" for v in schema.EFFECTS.variables if "unit" in v.dims}
+
+
 def axes(
     network: "Network",
     samples: "SampleSet",

@@ -1,4 +1,4 @@
-"""Encodings: how activations are stored, where that is not as the schema declares."""
+"""Encodings: how numbers are stored, where that is not as the schema declares."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +11,10 @@ from neurolens.errors import SchemaError, nearest
 
 KEPT_BITS = 10  # of the mantissa, as many as float16 has: the relative error is at most 2⁻¹¹
 SCRATCH = 2**16  # values rounded at a time, to stay in the processor's cache
-ENCODINGS: Mapping[str, str] = {"float16": "float16", f"float32-bitround{KEPT_BITS}": "float32"}
-"""The stored dtype of each encoding. float16 is raw; the other is rounded, and compressed (lz4, bitshuffled)."""
+ROUNDED, SPARSE = f"float32-bitround{KEPT_BITS}", "float64-zstd"
+ENCODINGS: Mapping[str, str] = {"float16": "float16", ROUNDED: "float32", SPARSE: "float64"}
+"""The stored dtype of each encoding. float16 is raw; ``ROUNDED`` is rounded and compressed (lz4, bitshuffled);
+``SPARSE``, for what is NaN nearly everywhere, is compressed without loss."""
 
 
 def stored_dtype(variable: schema.Variable, encoding: str | None) -> np.dtype[Any]:
@@ -34,9 +36,9 @@ def stored_dtype(variable: schema.Variable, encoding: str | None) -> np.dtype[An
 
 def compressors(dtype: str, encoding: str | None) -> tuple[Any, ...] | None:
     """Return the compressors of an array: floats are noise to them, unless rounded; all else is lightly compressed."""
-    if encoding is not None and encoding != "float16":
+    if encoding == ROUNDED:
         return (BloscCodec(cname="lz4", shuffle="bitshuffle"),)
-    raw = dtype != "string" and np.dtype(dtype).kind == "f"
+    raw = dtype != "string" and np.dtype(dtype).kind == "f" and encoding != SPARSE
     return None if raw else (ZstdCodec(level=1),)
 
 
@@ -57,10 +59,9 @@ def encoded(values: np.ndarray, dtype: np.dtype[Any], encoding: str | None, name
             cast = values.astype(dtype, copy=False)
     except FloatingPointError:
         raise SchemaError(
-            f"{name!r} has values beyond the range of {dtype} (±{np.finfo(dtype).max:g}); "
-            f"store it as 'float32-bitround{KEPT_BITS}'"
+            f"{name!r} has values beyond the range of {dtype} (±{np.finfo(dtype).max:g}); store it as {ROUNDED!r}"
         ) from None
-    return cast if encoding is None or encoding == "float16" else rounded(cast)
+    return rounded(cast) if encoding == ROUNDED else cast
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
