@@ -163,12 +163,12 @@ def drawn(
         for concept in rng.choice(concepts, rng.integers(1, 4), p=popular, replace=False):
             start = int(rng.integers(0, checkpoints))
             while start < checkpoints:
-                length = 1 + int(rng.geometric(2.5 / checkpoints))
+                length = 1 + int(rng.geometric(min(1, 2.5 / checkpoints)))
                 rows = slice(start, start + length)
                 iou[rows, unit, concept] += rng.uniform(0.035, 0.2) + rng.normal(
                     0, 0.008, iou[rows, unit, concept].shape
                 )
-                start += length + 3 + int(rng.geometric(2 / checkpoints))
+                start += length + 3 + int(rng.geometric(min(1, 2 / checkpoints)))
     names_of_layers = [f"layer{3 + i * layers // units}" for i in range(units)]
     stamps = np.arange(checkpoints) * 300 if stamps is None else stamps
     return cube_of(

@@ -71,7 +71,7 @@ def inside(ax):
         at = zip(axis.get_majorticklocs(), axis.get_ticklabels())
         labels = [label.get_window_extent() for where, label in at if low <= where <= high and label.get_text()]
         assert not any(one.overlaps(two) for one, two in pairwise(labels))
-        boxes += [axis.label.get_window_extent(), *labels]
+        boxes += [*labels, *([axis.label.get_window_extent()] if axis.label.get_text() else [])]
     for box in boxes:
         assert figure.bbox.x0 - 1 <= box.x0
         assert box.x1 <= figure.bbox.x1 + 1
@@ -484,3 +484,27 @@ def test_plots_of_events__say_what_they_need(events):
         plot.survival_curves(xr.Dataset())
     with pytest.raises(SchemaError, match="table of"):
         plot.cumulative_events(xr.Dataset())
+
+
+def test_pictures__tell_layers_with_long_names_apart():
+    names = [f"gpt_neox.layers.{i}.mlp.dense_4h_to_h:input" for i in range(4)]
+    ds = drawn(24, 30, 20, layers=4)
+    layers = [names[int(name.removeprefix("layer")) - 3] for name in ds["layer"].values]
+    out = plot.run_pictures({"concepts": ds.assign_coords(layer=("unit", np.array(layers, object)))})
+    for picture in out.pictures:
+        assert all(inside(ax) for ax in picture.figure.axes if ax.get_label() != "<colorbar>"), picture.name
+    (ax,) = next(p for p in out.pictures if p.name == "concept_migrations").figure.axes
+    said = [text.get_text() for text in ax.texts]
+    sources = [word for word in said if re.fullmatch(r"[0-3]( · \d+)?", word)]
+    assert sources
+    assert "layers: gpt_neox.layers.*.mlp.dense_4h_to_h:input" in said
+    survival = next(p for p in out.pictures if p.name == "concept_survival").figure.axes[-1]
+    assert legend(survival) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("checkpoints", [2, 153])
+def test_pictures__keep_to_their_figures_in_few_and_in_many(checkpoints):
+    stamps = [0, *(2**i for i in range(10)), *range(1000, 143_000, 1000)][:checkpoints]
+    ds = drawn(70, checkpoints, 30, stamps=stamps, rotations=2)
+    for picture in plot.run_pictures({"concepts": ds}).pictures:
+        assert all(inside(ax) for ax in picture.figure.axes if ax.get_label() != "<colorbar>"), picture.name

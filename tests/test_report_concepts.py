@@ -5,14 +5,18 @@ import sys
 
 import pytest
 from concept_cube_cases import scripted, silent, write_store
+from concept_study import STUDY, run, write_study
+from tally_cases import tree
 from typer.testing import CliRunner
 
-from neurolens import mortality, open_run, plot
+from neurolens import mortality, open_run, plot, rows
 from neurolens.cli import app
 from neurolens.dissection import detectors, iou
 from neurolens.report import life_rule_of, write_report
 from neurolens.report.concept_figures import concept_figures, threshold_table
-from neurolens.study import Study
+from neurolens.rows.adopting_tallies import adopt_tallies
+from neurolens.store import open_store
+from neurolens.study import Study, load_study
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +103,39 @@ def test_plot__writes_pictures_and_a_page_of_migrations(store, tmp_path, monkeyp
     assert "neurolens[report]" in " ".join(call.output.split())
     assert not (tmp_path / "without" / "sankey.html").exists()
     assert (tmp_path / "without" / "concept_migrations.png").exists()
+
+
+def test_write_report__and_plot_take_adopted_tallies(tmp_path):
+    tallies = mortality.read_tallies(tree(tmp_path / "tree"))
+    adopt_tallies(tallies, open_store(tmp_path / "store", create=True), run="published")
+    text = write_report(tmp_path / "store", tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<dt>deaths, tallies</dt>" in text
+    assert "as adopted" in text
+    assert "Concepts at other thresholds, adopted tallies" in text
+    given = plot.concept_numbers(open_run(tmp_path / "store")["tallies"].to_dataset())
+    wanted = mortality.concept_events(tallies)
+    assert (
+        given.events[["unit", "concept", "end"]].values.tolist() == wanted[["unit", "concept", "end"]].values.tolist()
+    )
+    call = CliRunner().invoke(app, ["plot", str(tmp_path / "store"), "--out", str(tmp_path / "plots")])
+    assert call.exit_code == 0, call.output
+    written = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert {"tallies_sankey.html", "tallies_concept_lifelines.png", "tallies_concept_detectors.png"} <= written
+
+
+def test_key_figures__give_detectors_by_category_at_the_last_checkpoints(tmp_path):
+    from neurolens.flows.figures import key_figures
+
+    path = write_study(tmp_path, checkpoints=6, text=STUDY)
+    run(path)
+    study = load_study(path)
+    text = key_figures(study, rows.plan(rows.gather(study, "concepts"), rows.open_for_reading(study)), "done")
+    cube = open_run(study.store.url)["concepts"].to_dataset()
+    found = detectors(cube.isel(epoch=slice(1, None)))
+    header = ["epoch", *(str(name) for name in found["category"].values), "all", "different concepts"]
+    assert f"| {' | '.join(header)} |" in text
+    lines = [line for line in text.splitlines() if re.match(r"\| \d", line)]
+    cells = [[int(cell) for cell in line.strip("| ").split(" | ")] for line in lines]
+    assert [line[0] for line in cells] == [1, 2, 3, 4, 5]
+    assert [line[-2] for line in cells] == found["total_detectors"].values.tolist()
+    assert [line[1:-2] for line in cells] == found["n_detectors"].values.tolist()

@@ -19,8 +19,6 @@ from neurolens.units.layers_of import held
 
 UNITS, CONCEPTS = 40, 30
 """How many units and concepts are drawn, if nothing else is said."""
-NAMED = 60
-"""Up to how many rows are named."""
 
 
 def score_heatmap(
@@ -185,6 +183,11 @@ def by_onset(values: np.ndarray, layers: list[str], tau: float) -> list[int]:
     return [int(i) for i in np.lexsort((-peak, onset, [places[name] for name in layers]))]
 
 
+def several_layers(pattern: str) -> str:
+    """Return what an axis of units of several layers is called."""
+    return "unit (layer · number)" + (f"\n{cut(pattern, 40)}" if pattern else "")
+
+
 def _staircase(
     values: np.ndarray, kinds: list[str], names: list[str], tau: float, units: int, concepts: int
 ) -> tuple[list[int], list[int], int, int]:
@@ -252,7 +255,9 @@ def _numbers(array: xr.DataArray, rows: list[int]) -> list[str]:
 
 def _layers_beside(ax: Axes, layers: list[str], numbers: list[str]) -> None:
     """Name every unit, or only the layers where there are too many."""
-    if len(layers) <= NAMED:
+    figure: Any = ax.figure
+    room = ax.get_position().height * figure.get_size_inches()[1] * 72
+    if 9 * len(layers) <= room:
         _unit_names(ax, layers, numbers)
     else:
         short, pattern = short_names(list(dict.fromkeys(layers)), longest=18)
@@ -263,7 +268,7 @@ def _layers_beside(ax: Axes, layers: list[str], numbers: list[str]) -> None:
             [f"{s}\n{b - a} units" for s, a, b in zip(short, starts, ends)],
         )
         ax.tick_params(axis="y", length=0)
-        ax.set_ylabel(f"layer: {pattern}" if pattern else "")
+        ax.set_ylabel(f"layer: {cut(pattern, 40)}" if pattern else "", fontsize=8)
     for i in range(1, len(layers)):
         if layers[i] != layers[i - 1]:
             ax.axhline(i - 0.5, color=GREY, linewidth=0.8)
@@ -293,5 +298,5 @@ def _unit_names(ax: Axes, layers: list[str], numbers: list[str]) -> None:
     ax.set_yticks(
         range(len(layers)), [f"{named[n]} · {i}" if several else i for n, i in zip(layers, numbers)], fontsize=size
     )
-    what = "unit (layer · number)" + (f": {pattern}" if pattern else "")
-    ax.set_ylabel(what if several else f"unit of {short[0]}" if short and short[0] else "unit")
+    of_one = f"unit of {short[0]}" if short and short[0] else "unit"
+    ax.set_ylabel(several_layers(pattern) if several else of_one)

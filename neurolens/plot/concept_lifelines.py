@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from neurolens.plot.concept_heatmaps import several_layers
 from neurolens.plot.concept_lives import LONGEST, followed, nothing, record, rule_of
 from neurolens.plot.style import (
     BLUE,
@@ -33,6 +34,8 @@ PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, "#332288", "#882255", "
 OTHER = "#aab2bb"
 UNITS = 24
 """How many units are drawn, if nothing else is said."""
+FEW = 60
+"""Up to how many checkpoints bars have white edges."""
 GAP = 0.3
 """Room between units, in lanes."""
 LANES = 3
@@ -139,7 +142,7 @@ def lifelines(events: pd.DataFrame, *, count: int = UNITS, colours: int = len(PA
             height = (bottom - top - GAP) / n
             for bar in bars:
                 y = top + GAP / 2 + (bar.lane + 0.5) * height
-                seen |= _draw(ax, bar, y, height * (1 if n == 1 else 0.9), colour_of.get(bar.concept, OTHER))
+                seen |= _draw(ax, bar, y, height * (1 if n == 1 else 0.9), colour_of.get(bar.concept, OTHER), len(at))
                 _written(ax, bar, y, len(at), float(edges[-1]) / height, colour_of.get(bar.concept, OTHER))
         for edge in edges[1:-1]:
             ax.axhline(edge, color=PALE, linewidth=0.5, zorder=0)
@@ -209,10 +212,18 @@ def _colours(bars: list[_Bar], count: int) -> dict[str, str]:
     return dict(zip(ranked[:count], PALETTE))
 
 
-def _draw(ax: Axes, bar: _Bar, y: float, height: float, colour: str) -> set[str]:
+def _draw(ax: Axes, bar: _Bar, y: float, height: float, colour: str, checkpoints: int) -> set[str]:
     """Draw a life and its marks; return which marks."""
     left, right = bar.first - 0.5, bar.last + 0.5
-    ax.barh(y, right - left, height, left=left, color=colour, edgecolor="white", linewidth=0.7)
+    ax.barh(
+        y,
+        right - left,
+        height,
+        left=left,
+        color=colour,
+        edgecolor="white",
+        linewidth=0.7 if checkpoints <= FEW else 0.2,
+    )
     marked = {bar.end} | ({bar.start} & {"rebirth", "unseen"})
     for mark in marked:
         ax.plot([left if mark in ("rebirth", "unseen") else right], [y], zorder=3, clip_on=False, **MARKS[mark])
@@ -260,7 +271,7 @@ def _names(ax: Axes, events: pd.DataFrame, chosen: list[int], places: np.ndarray
         return
     named = dict(zip(dict.fromkeys(layers), short))
     ax.set_yticks(places, [f"{named[layer]} · {i}" for layer, i in zip(layers, index)], fontsize=8)
-    ax.set_ylabel(f"unit (layer · number){': ' + pattern if pattern else ''}")
+    ax.set_ylabel(several_layers(pattern))
 
 
 def _below(ax: Axes, series: str, units: int, lives: int) -> None:

@@ -11,12 +11,14 @@ from matplotlib.patches import Rectangle
 
 from neurolens.errors import MissingExtraError, SchemaError, nearest
 from neurolens.plot.concept_lifelines import OTHER, PALETTE
-from neurolens.plot.style import GREY, INK, cut, empty, new_axes, styled
+from neurolens.plot.style import GREY, INK, cut, empty, new_axes, short_names, styled
 from neurolens.units.layers_of import held
 from neurolens.units.seed_log import natural
 
 NOWHERE = "no other unit"
 """Where a concept goes that no other unit takes up within the window."""
+ELSEWHERE = "another layer"
+"""Where it goes if the layers of destinations are not known, and it is not the layer that it died in."""
 COLUMNS = ("source", "concept", "target")
 HEADS = ("died in", "concept", "taken up by")
 POINTS = 24
@@ -68,7 +70,7 @@ def migration_flows(
         if not away and dying:
             lines.append((source, str(move["concept"]), NOWHERE, 1.0))
         for unit, same in away:
-            where = home if same else name_of(int(unit), "another layer")
+            where = home if same else name_of(int(unit), ELSEWHERE)
             target = where if level == "layer" else name_of(int(unit), where)
             lines.append((source, str(move["concept"]), target, 1.0 / len(away)))
     table = pd.DataFrame(lines, columns=[*COLUMNS, "deaths"]).astype({"deaths": float})
@@ -107,19 +109,22 @@ def migration_ribbons(
             return empty(ax, nowhere(moves, dying))
         ax.set_axis_off()
         places = [_stacked(flows, column) for column in COLUMNS]
-        colours = _colours(flows)
+        colours, (short, pattern) = _colours(flows), _shortened(flows)
         gap = 0.035
         for place, (nodes, column) in enumerate(zip(places, COLUMNS)):
             for name, (low, high) in nodes.items():
                 colour = colours[name] if column == "concept" else OTHER if name == NOWHERE else INK
                 ax.add_patch(Rectangle((place - gap / 2, low), gap, high - low, facecolor=colour, linewidth=0))
-                _node(ax, place, (low + high) / 2, name, high - low, gap)
+                words = name if column == "concept" else short.get(name, name)
+                _node(ax, place, (low + high) / 2, words, gap)
         for i in (0, 1):
             _ribbons(ax, flows, i, places, colours, gap)
         for place, head in enumerate(HEADS):
             ax.text(place, 1.03, head, fontsize=9, color=GREY, ha=("right", "center", "left")[place], va="bottom")
+        if pattern:
+            ax.text(-0.73, -0.02, f"layers: {cut(pattern, 48)}", fontsize=8, color=GREY, va="top")
         ax.set_xlim(-0.75, 2.75)
-        ax.set_ylim(-0.02, 1.1)
+        ax.set_ylim(-0.08 if pattern else -0.02, 1.1)
         return ax
 
 
@@ -166,7 +171,7 @@ def migration_sankey(
         graph_objects.Sankey(
             arrangement="snap",
             node={
-                "label": [name for _, name in nodes],
+                "label": [cut(name, 48) for _, name in nodes],
                 "color": [colours[n] if c == "concept" else OTHER if n == NOWHERE else INK for c, n in nodes],
                 "x": [(0.001, 0.5, 0.999)[COLUMNS.index(column)] for column, _ in nodes],
                 "y": [float(np.clip(y, 0.001, 0.999)) for y in middles],
@@ -267,6 +272,16 @@ def _is_other(name: object) -> bool:
     return len(words) == 3 and words[1] == "other" and words[0].isdigit()
 
 
+def _shortened(flows: pd.DataFrame) -> tuple[dict[str, str], str]:
+    """Return layers, and units of layers, without what the names of all layers have in common; and that."""
+    names = [str(name) for column in ("source", "target") for name in flows[column].unique()]
+    plain = {name: name.rpartition(" · ") for name in names if name not in (NOWHERE, ELSEWHERE) and not _is_other(name)}
+    layers = list(dict.fromkeys(parts[0] or name for name, parts in plain.items()))
+    named, pattern = short_names(layers, longest=24)
+    short = dict(zip(layers, named))
+    return {n: f"{short[p[0]]} · {p[2]}" if p[0] else short[n] for n, p in plain.items()}, pattern
+
+
 def _colours(flows: pd.DataFrame) -> dict[str, str]:
     names = flows.attrs.get("order", {}).get("concept", [])
     plain = [name for name in names if not _is_other(name)]
@@ -290,7 +305,7 @@ def _stacked(flows: pd.DataFrame, column: str) -> dict[str, tuple[float, float]]
     return out
 
 
-def _node(ax: Axes, place: int, y: float, name: str, height: float, gap: float) -> None:
+def _node(ax: Axes, place: int, y: float, name: str, gap: float) -> None:
     look: dict[str, Any] = {"fontsize": 8.5, "color": INK, "va": "center"}
     if place == 0:
         ax.text(-gap, y, cut(name, 26), ha="right", **look)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from neurolens.errors import SchemaError
-from neurolens.plot.style import COLOURS, GREY, INK, cut, empty, new_axes, percent_axis, styled
+from neurolens.plot.style import COLOURS, GREY, INK, cut, empty, new_axes, percent_axis, short_names, styled
 
 STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (4, 1, 1, 1, 1, 1)))
 AT_RISK = 6
@@ -39,7 +39,7 @@ def survival_curves(curves: xr.Dataset, *, count: int = 6, ax: Axes | None = Non
         raise SchemaError("there is no survival over `time`; pass neurolens.survival(events)")
     group = "run" if "run" in curves.dims else "group"
     held = curves.compute()
-    names = [str(name) for name in held[group].values.tolist()]
+    names, pattern = short_names([str(name) for name in held[group].values.tolist()], longest=26)
     order = np.arange(len(names))
     if "n_lives" in held:
         order = np.argsort(-held["n_lives"].values, kind="stable")
@@ -70,10 +70,17 @@ def survival_curves(curves: xr.Dataset, *, count: int = 6, ax: Axes | None = Non
             if len(chosen) <= BANDS and {"lower", "upper"} <= set(one.data_vars):
                 low, high = (np.asarray(one[name], np.float64)[:until] for name in ("lower", "upper"))
                 ax.fill_between(time[:until], low, high, step="post", color=colour, alpha=0.16, linewidth=0)
-            label = f"all {int(one['n_lives']):,} lives" if alone and "n_lives" in one else cut(names[i], 26)
+            label = f"all {int(one['n_lives']):,} lives" if alone and "n_lives" in one else names[i]
             line = STYLES[place % len(STYLES)]
             ax.plot(time[:until], values[:until], drawstyle="steps-post", color=colour, linestyle=line, label=label)
-        ax.legend(loc="upper right", frameon=True, framealpha=0.85, edgecolor="none", handlelength=3)
+        ax.legend(
+            loc="upper right",
+            frameon=True,
+            framealpha=0.85,
+            edgecolor="none",
+            handlelength=3,
+            title=cut(pattern, 34) or None,
+        )
         if "at_risk" in held:
             _at_risk(
                 ax, held["at_risk"].transpose(group, "time").values[chosen], time, [names[i] for i in chosen], alone

@@ -81,6 +81,7 @@ def detector_curves(
         for i, name in enumerate(names):
             if some[i]:
                 look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+                look |= {} if len(at) <= FEW else {"linewidth": 1.2, "marker": ""}
                 ax.plot(at, values[i], markersize=size, label=cut(name, 20), **look)
         if some.sum() > 1:
             dots = {"marker": "."} if len(at) == 1 else {}
