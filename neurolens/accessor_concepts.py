@@ -153,13 +153,11 @@ class ConceptMethods:
 
     def _image_draws(self, n: int, seed: int, reading: "Reading") -> Any:
         """Return what gives the IoU of a resample by its number."""
-        from neurolens.dissection import iou
-        from neurolens.inference import bootstrap_counts
+        from neurolens.dissection import image_draws
 
         if "intersection" not in self._data:
             raise SchemaError(
                 f"there are no counts of blocks of images among {sorted(map(str, self._data.data_vars))}, so that "
                 "images cannot be drawn again; take the concepts cube of a run"
             )
-        weights = list(bootstrap_counts(self._data.sizes["block"], n, seed))
-        return lambda i: iou(self._data, reading=reading, weights=weights[i])
+        return image_draws(self._data, n=n, seed=seed, reading=reading)

@@ -62,9 +62,7 @@ def compare(
     missing: Annotated[
         str, typer.Option("--missing", help="Where a checkpoint was not measured: 'error', or 'drop' it.")
     ] = "error",
-    draws: Annotated[
-        int, typer.Option("--draws", help="Resamples of the images, for intervals of the counts; each reads it all.")
-    ] = 100,
+    draws: Annotated[int, typer.Option("--draws", help="Resamples of the images, for intervals of the counts.")] = 100,
     draw_seed: Annotated[int, typer.Option("--draw-seed", help="Seed of the resamples.")] = 0,
     confidence: Annotated[float, typer.Option("--confidence", help="Coverage of all intervals.")] = 0.95,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write every number to this file too.")] = None,
@@ -165,15 +163,10 @@ def _events_of(cube: "xr.Dataset", reading: Any, draws: int, seed: int, options:
 
     if cube.attrs["cube"] != "concepts":
         return Compared(concept_events(cube, **options), None)
-    from neurolens.dissection import iou
+    from neurolens.dissection import image_draws, iou
 
     events = concept_events(iou(cube, reading=reading), **options)
-    if not draws:
-        return Compared(events, None)
-    from neurolens.inference import bootstrap_counts
-
-    weights = list(bootstrap_counts(cube.sizes["block"], draws, seed))
-    return Compared(events, lambda i: iou(cube, reading=reading, weights=weights[i]))
+    return Compared(events, image_draws(cube, n=draws, seed=seed, reading=reading) if draws else None)
 
 
 def _pooled(found: Mapping[str, Compared]) -> "pd.DataFrame":
