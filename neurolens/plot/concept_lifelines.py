@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.transforms import ScaledTranslation
 
 from neurolens.plot.concept_heatmaps import several_layers
 from neurolens.plot.concept_lives import LONGEST, followed, nothing, record, rule_of
@@ -38,6 +39,8 @@ FEW = 60
 """Up to how many checkpoints bars have white edges."""
 GAP = 0.3
 """Room between units, in lanes."""
+INSET = 3.5
+"""How far inside its bar a mark stands, in points: of bars that meet, each has its own."""
 LANES = 3
 """Up to how many concepts that a unit holds at a time are drawn side by side."""
 MARKS: dict[str, dict[str, Any]] = {
@@ -214,6 +217,7 @@ def _colours(bars: list[_Bar], count: int) -> dict[str, str]:
 
 def _draw(ax: Axes, bar: _Bar, y: float, height: float, colour: str, checkpoints: int) -> set[str]:
     """Draw a life and its marks; return which marks."""
+    figure: Any = ax.figure
     left, right = bar.first - 0.5, bar.last + 0.5
     ax.barh(
         y,
@@ -226,7 +230,10 @@ def _draw(ax: Axes, bar: _Bar, y: float, height: float, colour: str, checkpoints
     )
     marked = {bar.end} | ({bar.start} & {"rebirth", "unseen"})
     for mark in marked:
-        ax.plot([left if mark in ("rebirth", "unseen") else right], [y], zorder=3, clip_on=False, **MARKS[mark])
+        begins = mark in ("rebirth", "unseen")
+        shift = ScaledTranslation((INSET if begins else -INSET) / 72, 0, figure.dpi_scale_trans)
+        place: dict[str, Any] = {"transform": ax.transData + shift, "zorder": 3, "clip_on": False}
+        ax.plot([left if begins else right], [y], **place, **MARKS[mark])
     return marked
 
 

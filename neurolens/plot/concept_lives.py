@@ -229,6 +229,7 @@ def rule_of(events: pd.DataFrame) -> str:
     """Say what a life is: the threshold and k, and the reference's reading where it is that."""
     words = [f"IoU of {events.attrs['iou_tau']:g}"] if "iou_tau" in events.attrs else []
     words += [f"k = {events.attrs['k']}"] if "k" in events.attrs else []
+    words += [f"hysteresis {events.attrs['hysteresis']:g}"] if events.attrs.get("hysteresis") else []
     words += ["the reference's reading"] if events.attrs.get("compat") == "seed" else []
     return ", ".join(words)
 
