@@ -43,12 +43,7 @@ def axes(units, concepts, blocks, layers=("layer4",)):
     }
 
 
-def write_concepts(
-    url: Path | str, iou, *, run="r", blocks=4, seed=0, spread=0.0, series="epoch", stamps=None, layers=("layer4",)
-) -> Store:
-    """Write a store whose concepts cube has this IoU (series, unit, concept); NaN: the unit is silent there."""
-    values = counts_of(iou, blocks, seed, spread)
-    units, concepts = np.shape(iou)[1:]
+def prepare_concepts(url: Path | str, units, concepts, blocks, *, run="r", series="epoch", layers=("layer4",)) -> Store:
     store = open_store(url, create=True)
     store.prepare(
         schema.CONCEPTS,
@@ -58,14 +53,27 @@ def write_concepts(
         fingerprint="f" * 64,
         settings={"parts": {"counts": {"data": "f" * 64}}, "model": {"name": "m"}},
     )
+    return store
+
+
+def write_counts(store: Store, at: int, values, series="epoch") -> None:
+    store.write_row(
+        schema.CONCEPTS,
+        (at, 0),
+        positions={series: at},
+        values=values,
+        keys={"counts": key(at, "counts")},
+        seconds=0.5,
+        provenance={},
+    )
+
+
+def write_concepts(
+    url: Path | str, iou, *, run="r", blocks=4, seed=0, spread=0.0, series="epoch", stamps=None, layers=("layer4",)
+) -> Store:
+    """Write a store whose concepts cube has this IoU (series, unit, concept); NaN: the unit is silent there."""
+    values = counts_of(iou, blocks, seed, spread)
+    store = prepare_concepts(url, *np.shape(iou)[1:], blocks, run=run, series=series, layers=layers)
     for i, at in enumerate(range(len(iou)) if stamps is None else stamps):
-        store.write_row(
-            schema.CONCEPTS,
-            (at, 0),
-            positions={series: at},
-            values={name: array[i] for name, array in values.items()},
-            keys={"counts": key(at, "counts")},
-            seconds=0.5,
-            provenance={},
-        )
+        write_counts(store, at, {name: array[i] for name, array in values.items()}, series)
     return store

@@ -2,8 +2,10 @@
 
 from typing import Any, Literal
 
+import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 
 EPSILON = 1e-10
 
@@ -38,16 +40,13 @@ def ratio(
     extra = [] if weights is None else [str(dim) for dim in weights.dims if dim != "block"]
     over = None if weights is None else weights.transpose(*extra, "block").to_numpy()
     out: list[str] = ["block", "concept"] if by else [*extra, "concept"]
-    sizes = {} if weights is None else {dim: weights.sizes[dim] for dim in extra}
     found: xr.DataArray = xr.apply_ufunc(
-        _ratio,
+        _lazily if arrays[0].chunks is not None else _ratio,
         *arrays,
         input_core_dims=core,
         output_core_dims=[out],
         kwargs={"codes": codes, "weights": over, "summed": by is None},
-        dask="parallelized",
-        output_dtypes=[np.float64],
-        dask_gufunc_kwargs={"output_sizes": sizes} if sizes else {},
+        dask="allowed",
     )
     if weights is not None:
         found = found.assign_coords({name: weights.coords[name] for name in extra if name in weights.coords})
@@ -63,6 +62,38 @@ def _aligned(arrays: list[xr.DataArray]) -> list[xr.DataArray]:
     cuts = {dim: first.chunksizes[dim] for dim in first.dims if dim not in whole} | whole
     parts = (array.variable.chunk({dim: cuts[dim] for dim in array.dims}) for array in arrays)
     return [array.copy(data=part.data) for array, part in zip(arrays, parts)]  # coordinates stay as they are
+
+
+def _lazily(*arrays: Any, codes: Any, weights: Any, summed: bool) -> Any:
+    """Do as `_ratio` does, chunk by chunk. ``dask="parallelized"`` would copy every chunk of the counts."""
+    n = arrays[0].ndim - 2
+    block, concept, category = n, n + 1, n + 2
+    extra = () if weights is None else weights.shape[:-1]
+    new = {category + 1 + i: size for i, size in enumerate(extra)}
+    given: list[Any] = []
+    for array, last in zip(arrays, (concept, category, concept, category), strict=True):
+        given += [array, (*range(n)[n + 2 - array.ndim :], block, last)]
+
+    def one(common: Any, mask: Any, shown: Any, any_mask: Any) -> Any:
+        return _ratio(_whole(common), _whole(mask), _whole(shown), _whole(any_mask), codes, weights, summed)
+
+    return da.blockwise(  # type: ignore[no-untyped-call]
+        one,
+        (*range(n), *([] if summed else [block]), *new, concept),
+        *given,
+        new_axes=new,
+        concatenate=False,
+        dtype=np.float64,
+        meta=np.empty((0,) * (n + 1 + len(new) + (not summed))),
+        name="iou-" + tokenize(*arrays, codes, weights, summed),
+    )
+
+
+def _whole(piece: Any) -> Any:
+    """Take the only chunk along dims that the result does not have out of its lists."""
+    while isinstance(piece, list):
+        (piece,) = piece
+    return piece
 
 
 def _ratio(common: Any, mask: Any, shown: Any, any_mask: Any, codes: Any, weights: Any, summed: bool) -> Any:

@@ -23,6 +23,8 @@ PAIR: Literal["unit-concept"] = "unit-concept"
 UNIT: Literal["unit"] = "unit"
 ABSENT_NAMES = ("absent", "displaced")
 
+_BLOCK = 2**23  # bytes of scores that lives are found in at once: where most are alive, it takes some ten times as much
+
 
 @dataclass(frozen=True)
 class Trajectories:
@@ -147,13 +149,13 @@ def coordinate(data: xr.DataArray, name: str, dim: str) -> Any:
 
 
 def whole_series(score: xr.DataArray, series: str) -> xr.DataArray:
-    """Chunk lazy scores so that the series is in one piece, in blocks of about 32 MiB."""
+    """Chunk lazy scores so that the series is in one piece, in blocks of about 8 MiB."""
     if score.chunks is None:
         return score
     per_unit = score.sizes[series] * score.sizes.get("concept", 1) * score.dtype.itemsize
-    chunks = {series: -1, "unit": max(1, 2**25 // per_unit)}
-    with config.set({"array.chunk-size": "32MiB"}):
-        return score.chunk(chunks) if per_unit < 2**25 else in_chunks(score, series)
+    chunks = {series: -1, "unit": max(1, _BLOCK // per_unit)}
+    with config.set({"array.chunk-size": _BLOCK}):
+        return score.chunk(chunks) if per_unit < _BLOCK else in_chunks(score, series)
 
 
 def described(results: Mapping[str, xr.DataArray], origin: xr.DataArray, **attrs: Any) -> xr.Dataset:
