@@ -158,6 +158,17 @@ def test_rotation_null__is_nan_where_it_was_not_measured_or_a_layer_is_silent():
         assert np.isnan(array.data).tolist() == [[False] * 3, [True] * 3, [False, True, False]]
 
 
+def test_rotation_null__is_nan_where_counts_were_not_measured_and_0_where_masks_are_empty():
+    data = drawn()
+    gone = data["epoch"] != 10
+    counts = ["intersection", "unit_area", "concept_area"]
+    found = rotation_null(data.assign({name: data[name].where(gone) for name in counts}))
+    for array in found.data_vars.values():
+        assert np.isnan(array.data).tolist() == [False, True, False]
+    empty = data.assign(unit_area=0 * data["unit_area"], intersection=0 * data["intersection"])
+    assert rotation_null(empty)["unit_detectors"].data.tolist() == [0, 0, 0]
+
+
 def test_rotation_null__says_what_is_wrong():
     data = drawn()
     with pytest.raises(MissingMeasurementError, match=r"rotations = 1 in the study's \[concepts\] table"):

@@ -53,8 +53,8 @@ def rotation_null(
         (Wilson's, of as many units as would vary so much if they were independent: those of one rotation are not);
         ``p_rotation``, the share of the rotations, and the units themselves, that have as many detectors as the units
         or more; ``null_tau``, the smallest tau at which no more than ``false_rate`` of the rotated units are detectors,
-        and ``null_detectors``, the units that are at it. Units without a mask detect nothing. NaN where rotations
-        were not measured, and of a layer that is silent as a whole.
+        and ``null_detectors``, the units that are at it. Units without a mask detect nothing. NaN where counts or
+        rotations were not measured, and of a layer that is silent as a whole.
 
     Raises
     ------
@@ -82,13 +82,14 @@ def rotation_null(
         )
     turned = concepts[ROTATED[reading]]
     layers = layers_of(concepts) if by else Layers(("",), np.zeros(concepts.sizes["unit"], np.int64))
-    arrays = [_bare(whole(array)) for array in (score, turned)]
-    if arrays[1].chunks is not None:
-        arrays[1] = arrays[1].chunk(rotation=-1)
+    area = concepts["unit_area"].sum(("block", "category"), skipna=False)  # NaN where counts were not measured
+    arrays = [_bare(whole(array)) for array in (score, area, turned)]
+    if arrays[2].chunks is not None:
+        arrays[2] = arrays[2].chunk(rotation=-1)
     found = xr.apply_ufunc(
         _compared,
         *arrays,
-        input_core_dims=[["unit"], ["rotation", "unit"]],
+        input_core_dims=[["unit"], ["unit"], ["rotation", "unit"]],
         output_core_dims=[["layer"]] * len(RESULTS),
         kwargs={"layers": layers, "tau": tau, "false_rate": false_rate, "confidence": confidence},
         dask="parallelized",
@@ -111,11 +112,11 @@ def _bare(array: xr.DataArray) -> xr.DataArray:
 
 
 def _compared(
-    score: Any, turned: Any, layers: Layers, tau: float, false_rate: float, confidence: float
+    score: Any, area: Any, turned: Any, layers: Layers, tau: float, false_rate: float, confidence: float
 ) -> tuple[Any, ...]:
-    """Count over the layers: (…, unit) and (…, rotation, unit) to (…, layer) each."""
+    """Count over the layers: (…, unit), (…, unit) and (…, rotation, unit) to (…, layer) each."""
     sizes, rotations = layers.sizes, turned.shape[-2]
-    known = layers.total(np.isfinite(turned).any(axis=-2)) > 0
+    known = (layers.total(np.isfinite(turned).any(axis=-2)) > 0) & (layers.total(np.isnan(area)) == 0)
     own, each = layers.total(score >= tau), layers.total(turned >= tau)  # NaN detects nothing
     shares, units = each / sizes, own / sizes
     share = shares.mean(axis=-2)
