@@ -96,7 +96,7 @@ def inner_loop(
     table[np.arange(len(category)), category] = 1
     drawn = 0
     for i in range(images):
-        pixels, scalars = planes[i], [whole[i]]
+        pixels, scalars = planes[i], np.atleast_1d(whole[i])
         counts = np.bincount(pixels.ravel(), minlength=len(category))
         counts[0] = 0
         for scalar in scalars:

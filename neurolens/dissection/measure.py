@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from neurolens.dissection.folding import folded_around
 from neurolens.dissection.kept_maps import DISK_MIB, KeptMaps, disk_budget
 from neurolens.dissection.labels import Labels
 from neurolens.dissection.mapped import MappedLayer, mapped_layers
@@ -232,6 +233,7 @@ def _passes(
     with running.prepared(network, device=device, bf16=bf16) as module:
         probe = running.first_batch(network, samples, module, device=device)
         found = mapped_layers(module, layers, probe)
+        module = folded_around(module, found, probe)
         done, begun, workers = 0, 0, torch.get_num_threads()
 
         def commit(batch: "Shown", _: Mapping[int, None]) -> None:

@@ -177,7 +177,7 @@ class Thresholds:
         return self._rank.between(low, high)
 
     def _prepare(self, positions: int) -> None:
-        slack = max(self._keep // 2, positions)
+        slack = max(self._keep // 2, positions, 2**8)
         least = self._keep + max(self._keep // 16, positions)
         if least <= self._budget:
             room = min(self._keep + slack, self._budget)

@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ ROUNDING = 1e-4
 """Largest difference between the logits, relative to the largest of them, that is rounding."""
 
 
-def folded(module: nn.Module, *, probe: Tensor) -> nn.Module:
+def folded(module: nn.Module, *, probe: Tensor, keep: Collection[str] = ()) -> nn.Module:
     """Return an eval-mode copy of ``module`` without parameter gradients, its batch norms folded where that is exact.
 
     A batch norm is folded where the autograd graph of the probe shows that it alone consumes the output of a layer that
@@ -31,6 +32,8 @@ def folded(module: nn.Module, *, probe: Tensor) -> nn.Module:
         Never changed.
     probe : (n, …), normalised input, floating point
         A few real inputs, on the module's device.
+    keep : paths of modules
+        Layers and batch norms that stay as they are.
 
     Returns
     -------
@@ -39,6 +42,7 @@ def folded(module: nn.Module, *, probe: Tensor) -> nn.Module:
     """
     plain = copy.deepcopy(module).eval().requires_grad_(False)
     pairs = _pairs(plain, probe) if any(type(m) in FOLDS for m in plain.modules()) else []
+    pairs = [pair for pair in pairs if not {*pair} & {*keep}]
     if not pairs:
         return plain
     candidate = copy.deepcopy(plain)
