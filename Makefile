@@ -18,7 +18,7 @@ help: ## list the targets
 
 install: $(STAMP) ## make .venv with everything pinned in constraints.txt
 
-demo: $(STAMP) ## train on digits, measure every checkpoint, write store, plots and report to demo/
+demo: $(STAMP) ## train on digits and shapes, measure every checkpoint, write stores, plots and reports to demo/
 	@$(BIN)/neurolens demo demo
 
 test: $(STAMP) ## run the whole test suite

@@ -19,6 +19,7 @@ from neurolens import rows
 from neurolens.checkpoint_files import spans
 from neurolens.cli import app
 from neurolens.cli.watching import columns
+from neurolens.data import make_concepts
 from neurolens.study import load_study
 
 MakeStudy = Callable[..., Path]
@@ -378,21 +379,31 @@ def test_doctor_and_maintain__look_after_a_store(make_study: MakeStudy) -> None:
     assert "tiles built" in result.output
 
 
-def test_demo__ends_with_a_summary_and_computes_nothing_again(tmp_path: Path, prefect_server: None) -> None:
+def test_demo__ends_with_a_summary_and_computes_nothing_again(
+    tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "demo"
-    assert call("init", tmp_path / "study.toml").exit_code == 0
-    text = (tmp_path / "study.toml").read_text().replace("epochs = 20", "epochs = 2", 1)
-    folder.mkdir()
-    (folder / "study.toml").write_text(text)
+    for path, template, epochs in ((folder, "digits", 2), (folder / "shapes", "shapes", 1)):
+        assert call("init", path / "study.toml", "--template", template).exit_code == 0
+        text = (path / "study.toml").read_text().replace("epochs = 20", f"epochs = {epochs}", 1)
+        (path / "study.toml").write_text(text)
+    make_concepts(folder / "shapes" / "shapes", n=30, size=32)
     result = call("demo", folder)
     assert result.exit_code == 0, result.output
-    assert "2 epochs trained, 9 rows computed" in result.output  # samples, units and activations
+    assert "3 epochs trained, 15 rows computed" in result.output  # 9 of digits; samples, units and concepts of shapes
     for name in ("study.toml", "store.icechunk", "plots", "report.html", "layers", "export dormancy", "n.spectra"):
         assert name in result.output
+    for name in ("neurolens gallery", "n.concept_events"):
+        assert name in result.output
     assert {"distributions", "dormancy", "spectra"} <= {p.stem for p in (folder / "plots").glob("*.png")}
+    drawn = {p.stem for p in (folder / "shapes" / "plots").glob("*.png")}
+    assert {"concept_lifelines", "concept_detectors", "unit_galleries"} <= drawn
+    assert (folder / "shapes" / "report.html").exists()
     result = call("demo", folder)
     assert result.exit_code == 0, result.output
-    assert "0 rows computed, 9 up to date" in result.output
+    assert "0 rows computed, 15 up to date" in result.output
+    assert "drawing" not in result.output
 
 
 @pytest.mark.parametrize(

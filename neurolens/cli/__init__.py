@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from neurolens import __version__
-from neurolens.cli import comparing, drawing, galleries, keeping, layers, looking, making, running, tallies
+from neurolens.cli import comparing, demo, drawing, galleries, keeping, layers, looking, making, running, tallies
 from neurolens.cli.console import Commands, say
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ def main(
 
 app.command("init")(keeping.init)
 app.command("run")(running.run)
-app.command("demo")(running.demo)
+app.command("demo")(demo.demo)
 app.command("status")(looking.status)
 app.command("show")(looking.show)
 app.command("layers")(layers.layers)

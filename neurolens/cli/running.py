@@ -1,31 +1,19 @@
-"""Commands that compute: ``run`` and ``demo``."""
+"""The command that computes: ``run``."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from neurolens.cli import serving
-from neurolens.cli.console import ROWS_FAILED, Overrides, Profile, Seed, complain, console, run_in, say, study_in
-from neurolens.cli.drawing import save_pictures, save_report
+from neurolens.cli.console import ROWS_FAILED, Overrides, Profile, Seed, complain, run_in, say, study_in
 from neurolens.cli.watching import Outcome, Watch
 from neurolens.errors import MissingCheckpointError, NeurolensError, StudyError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from neurolens.study import Study
-
-
-ASK = (
-    "n.csl(r['samples'].to_dataset()).compute()",
-    "n.dormancy_summary(r['units'].to_dataset(), 'redo', tau=[0.025, 0.1]).pooled_fraction.compute()",
-    "n.spectra(r['activations'].to_dataset()).effective_rank.compute()",
-)
-"""What the demo says can be asked of it: of samples, of units and of activations."""
 
 
 def run(
@@ -53,7 +41,12 @@ def run(
 
 
 def run_study(study: "Study", only: tuple[str, ...] | None = None) -> Outcome:
-    """Run a study's flows in this process, showing progress; of a study that lists seeds, those of each run.
+    """Run a study's flows in this process, showing progress: `run_studies` of one."""
+    return run_studies([study], only)
+
+
+def run_studies(studies: "Sequence[Study]", only: tuple[str, ...] | None = None) -> Outcome:
+    """Run the flows of studies in this process, showing progress; of one that lists seeds, those of each run.
 
     A run that fails as a whole does not keep the others from being run. Without a Prefect server of one's own
     (PREFECT_API_URL), a temporary one is started. It takes seconds, so it is left out where nothing is to be done.
@@ -66,28 +59,29 @@ def run_study(study: "Study", only: tuple[str, ...] | None = None) -> Outcome:
     from neurolens.flows import registry
     from neurolens.study.seeds import each_seed, require_checkpoints
 
-    names = registry.names_of(study) if only is None else only
-    registry.find(names)
-    require_checkpoints(study)
-    serving.prepare()
-    watch, todo = Watch(), []
-    for one in each_seed(study):
-        done = nothing_to_do(one, names)
-        if done is None or serving.of_ones_own():
-            todo.append(one)
-        else:
-            watch.outcome.add(done)
+    watch, todo, runs = Watch(), [], 0
+    for study in studies:
+        names = registry.names_of(study) if only is None else only
+        registry.find(names)
+        require_checkpoints(study)
+        serving.prepare()
+        for one in each_seed(study):
+            runs += 1
+            done = nothing_to_do(one, names)
+            if done is None or serving.of_ones_own():
+                todo.append((one, names))
+            else:
+                watch.outcome.add(done)
     if not todo:
         return watch.outcome
     with watch.progress, watch.console.status("starting Prefect") as status, serving.serving(watch.progress.stop):
-        flows = registry.load(names)
         from neurolens.flows.running import listening
 
         watch.status = status
         with listening(watch):
-            for one in todo:
-                watch.run = one.name if study.seeds else ""
-                _run_flows(one, flows, watch)
+            for one, names in todo:
+                watch.run = one.name if runs > 1 else ""
+                _run_flows(one, registry.load(names), watch)
     for who, why in watch.outcome.reasons:
         complain(f"{who}: {why}")
     return watch.outcome
@@ -147,43 +141,3 @@ def _trained(study: "Study") -> bool:
         return False
     last = metrics.read_text().strip().splitlines()[-1].partition(",")[0]
     return last.isdigit() and int(last) >= study.train.epochs
-
-
-def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to put the study and all it makes.")] = Path("demo"),
-) -> None:
-    """Show it all on real images: train on digits, measure every checkpoint, and leave a store, plots and a report."""
-    from neurolens.study import load_study
-    from neurolens.study_files import init_study
-
-    began = time.perf_counter()
-    path = folder / "study.toml"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        init_study(path, "digits")
-        say(f"wrote {path}")
-    study = load_study(path)
-    outcome = run_study(study)
-    plots, page = folder / "plots", folder / "report.html"
-    if outcome.computed or outcome.epochs or not page.exists():
-        save_pictures(study.store, plots, study)
-        save_report(study.store, page, study, str(path))
-    seconds = time.perf_counter() - began
-    say(f"{outcome.summary} in {seconds:.0f} s")
-    table = Table.grid(padding=(0, 2))
-    for name, place in {"study": path, "store": study.store.url, "plots": plots, "report": page}.items():
-        table.add_row(f"[bold]{name}[/]", escape(str(place)))
-    console.print(table)
-    console.print("\n[bold]try next[/]")
-    for line in (
-        f"neurolens status {path}",
-        f"neurolens show {path}",
-        f"neurolens run {path}                     # again: computes nothing",
-        f"neurolens run {path} --set samples.curvature=true   # computes that part only",
-        f"neurolens layers {path}                  # where units are; layers in [units] chooses",
-        f"neurolens export dormancy {path} {folder / 'dormancy.csv'}   # a log of dormant units",
-        *(f"python -c \"import neurolens as n; r = n.open_run('{study.store.url}'); print({code})\"" for code in ASK),
-    ):
-        say(f"  {line}")
-    if outcome.failed:
-        raise typer.Exit(ROWS_FAILED)
