@@ -3,14 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from dissection_cases import slow_counts
 from torch import nn
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
+from units_cases import Net
 
 from neurolens.capture import capture
-from neurolens.dissection import token_maps
-from neurolens.dissection.measure import mapped_layers
+from neurolens.data import SampleSet, shown
+from neurolens.data.arrays import ArrayImages
+from neurolens.dissection import pack_labels, token_maps
+from neurolens.dissection.measure import dissect, mapped_layers
 from neurolens.errors import CaptureError
+from neurolens.study import Preprocessing
 
 SQUARE, WIDE = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 16, 32)
 
@@ -134,3 +139,33 @@ def test_mapped_layer__refuses_other_tokens_than_those_of_the_first_images():
     (layer,) = mapped_layers(model, ["encoder.ln"], SQUARE)
     with pytest.raises(CaptureError, match=r"has 26 tokens.*1 \+ 4 × 4.*images of one size"):
         layer.maps(torch.zeros(2, 26, 16))
+
+
+def test_dissect__of_a_vision_transformer_equals_laying_tokens_out_and_counting_slowly():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    samples = SampleSet(np.array([f"s{i}" for i in range(9)]), np.zeros(9, np.int64), ("one",), ArrayImages(pixels))
+    net = Net(vit().eval(), Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)))
+    truth = [{0: rng.random((8, 8)) < 0.4, 1: True} for _ in range(9)]
+    layers = ["encoder.layers.encoder_layer_1", "encoder.ln"]
+    found = dissect(
+        net, samples, pack_labels(truth, (8, 8), [0, 1]), layers=layers, quantile=0.1, top=2, rotations=1, batch_size=9
+    )
+    batch = next(iter(shown(samples, net, batch_size=9)))
+    with torch.no_grad(), capture(net.module, layers) as seen:
+        net.module(*batch.args)
+    counts, limits, largest = [], [], []
+    for layer in layers:
+        maps = token_maps(seen[layer].numpy(), (4, 4))
+        limit = np.quantile(maps.transpose(1, 0, 2, 3).reshape(16, -1).astype(float), 0.9, axis=1)
+        counts.append(slow_counts(maps, limit, truth, [0, 1], 2, (8, 8), [0] * 9)[:2])
+        limits.append(limit)
+        largest.append(maps.max(axis=(2, 3)))
+    np.testing.assert_allclose(found["threshold"], np.concatenate(limits), atol=1e-5)
+    for at, name in enumerate(("intersection", "unit_area")):
+        expected = np.concatenate([one[at][0] for one in counts])
+        assert expected.any()
+        np.testing.assert_allclose(found[name].sum(axis=0), expected, atol=2)
+    assert (found["top_sample"][:, 0] == np.concatenate(largest, axis=1).argmax(axis=0)).all()
+    assert found["rotated_score"].shape == (1, 32)
+    assert np.isfinite(found["rotated_score"]).all()
