@@ -134,6 +134,16 @@ def test_mapped_layers__leave_layers_without_maps_out_of_auto_only():
         mapped_layers(flat, "auto", SQUARE)
 
 
+def test_mapped_layers__leave_a_single_token_of_the_whole_image_out():
+    class Pooled(Tokens):
+        def forward(self, x):
+            return self.fc2(self.act(self.fc1(super().forward(x).mean(dim=1, keepdim=True))))
+
+    assert [layer.name for layer in mapped_layers(Pooled(), "auto", SQUARE)] == ["fc2:input"]
+    with pytest.raises(CaptureError, match="has 1 tokens of an image, and no grid of patches has so many"):
+        mapped_layers(Pooled(), ["fc1#1"], SQUARE)
+
+
 def test_mapped_layer__refuses_other_tokens_than_those_of_the_first_images():
     model = vit()
     (layer,) = mapped_layers(model, ["encoder.ln"], SQUARE)

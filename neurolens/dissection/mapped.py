@@ -147,7 +147,7 @@ class _Patches:
 
     def _like_the_image(self, count: int) -> Grid | None:
         """Return the grid of so many patches with the proportions of the image, if there is one."""
-        if self.image is None or count < 1:
+        if self.image is None or count < 2:  # one token is of the whole image
             return None
         height = math.isqrt(count * self.image[0] // self.image[1])
         grid = (height, count // height) if height else (0, 0)
