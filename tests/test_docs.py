@@ -7,6 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+from concept_store_cases import write_concepts
+from mortality_cases import drawn
 from tally_cases import tree
 
 import neurolens
@@ -96,6 +98,8 @@ def trained(tmp_path_factory):
     adopt_log(read_log(log)[0], store.open_store(folder / "logs.icechunk", create=True), run="digits")
     tallies = read_tallies(tree(folder / "dissection"))
     adopt_tallies(tallies, store.open_store(folder / "published.icechunk", create=True), run="published")
+    for seed in (0, 1):
+        write_concepts(folder / f"store-seed-{seed}.icechunk", drawn(8, 6, 4, seed), run=f"seed {seed}", spread=0.2)
     (folder / "demo").mkdir()
     (folder / "demo" / "store.icechunk").symlink_to(folder / "store.icechunk")
     return folder
@@ -108,6 +112,7 @@ def trained(tmp_path_factory):
         "docs/how-to/query.md",
         "docs/how-to/mislabelled.md",
         "docs/how-to/units.md",
+        "docs/how-to/seeds.md",
         "docs/how-to/seed-files.md",
         "docs/how-to/tallies.md",
         "docs/explanation/mortality.md",
