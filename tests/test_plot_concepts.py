@@ -508,3 +508,25 @@ def test_pictures__keep_to_their_figures_in_few_and_in_many(checkpoints):
     ds = drawn(70, checkpoints, 30, stamps=stamps, rotations=2)
     for picture in plot.run_pictures({"concepts": ds}).pictures:
         assert all(inside(ax) for ax in picture.figure.axes if ax.get_label() != "<colorbar>"), picture.name
+
+
+def deaths(before, after, dead, ratio=0.1):
+    columns = {"logit_drop_before": before, "logit_drop_after": after, "functional_dead": pd.array(dead, "boolean")}
+    table = pd.DataFrame(columns)
+    table.attrs = {"ratio": ratio}
+    return table
+
+
+def test_effects_of_deaths__tell_functional_deaths_from_others():
+    table = deaths([1.0, 0.5, 0.4, np.nan], [0.9, 0.01, -0.1, np.nan], [False, True, True, None])
+    ax = plot.effects_of_deaths(table)
+    still, dead = ax.collections
+    np.testing.assert_allclose(still.get_offsets(), [[1.0, 0.9]])
+    np.testing.assert_allclose(dead.get_offsets(), [[0.5, 0.01], [0.4, -0.1]])
+    assert "functional deaths: 2\n(below 10 % of before)" in legend(ax)
+    assert "of no use, or not\nmeasured: 1" in legend(ax)
+    assert inside(ax)
+    assert "measured on both sides" in words(plot.effects_of_deaths(table.iloc[3:]))
+    assert words(plot.effects_of_deaths(table.iloc[:0])) == "no concept died"
+    with pytest.raises(SchemaError, match="without compat"):
+        plot.effects_of_deaths(table.drop(columns="logit_drop_after"))

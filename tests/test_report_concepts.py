@@ -3,6 +3,7 @@
 import re
 import sys
 
+import pandas as pd
 import pytest
 from concept_cube_cases import scripted, silent, write_store
 from concept_study import STUDY, run, write_study
@@ -13,7 +14,7 @@ from neurolens import mortality, open_run, plot, rows
 from neurolens.cli import app
 from neurolens.dissection import detectors, iou
 from neurolens.report import life_rule_of, write_report
-from neurolens.report.concept_figures import concept_figures, threshold_table
+from neurolens.report.concept_figures import concept_figures, functional_figures, threshold_table
 from neurolens.rows.adopting_tallies import adopt_tallies
 from neurolens.store import open_store
 from neurolens.study import Study, load_study
@@ -139,3 +140,26 @@ def test_key_figures__give_detectors_by_category_at_the_last_checkpoints(tmp_pat
     assert [line[0] for line in cells] == [1, 2, 3, 4, 5]
     assert [line[-2] for line in cells] == found["total_detectors"].values.tolist()
     assert [line[1:-2] for line in cells] == found["n_detectors"].values.tolist()
+
+
+def test_functional_figures__count_deaths_that_were_measured():
+    table = pd.DataFrame({"functional_dead": pd.array([True, False, None, True], "boolean")})
+    (figure,) = functional_figures(table)
+    assert (figure.value, figure.name) == ("2", "functional deaths")
+    assert figure.meaning.startswith("of 3 that were measured: less than 10 %")
+    assert functional_figures(table.iloc[2:3]) == []
+
+
+def test_write_report__says_which_deaths_are_functional(tmp_path):
+    path = write_study(tmp_path, checkpoints=6, text=STUDY + "[effects]\ntau = 0.03\nk = 1\n")
+    run(path)
+    run(path, "effects")
+    study = load_study(path)
+    text = write_report(study.store.url, tmp_path / "r.html", study=study).read_text(encoding="utf-8")
+    opened = open_run(study.store.url)
+    events = mortality.concept_events(iou(opened["concepts"].to_dataset()), tau=0.03, k=1)
+    found = mortality.functional_death(opened["effects"].to_dataset(), events)
+    known = found["functional_dead"].dropna()
+    assert len(known)
+    assert f'<dt>functional deaths</dt><dd class="value">{int(known.sum())}</dd>' in text
+    assert "<strong>Use of units before and after a death</strong>" in text

@@ -1,5 +1,6 @@
 """Pictures: a Dataset, or what was reduced from one, in; matplotlib Axes out. Nothing here reads or writes files."""
 
+from neurolens.plot.concept_effects import effects_of_deaths
 from neurolens.plot.concept_heatmaps import iou_heatmap, score_heatmap
 from neurolens.plot.concept_lifelines import lifelines
 from neurolens.plot.concept_lives import births_and_deaths, cumulative_events, top_concepts
@@ -51,6 +52,7 @@ __all__ = [
     "dormancy_evolution",
     "dormancy_heatmap",
     "drawable_spectra",
+    "effects_of_deaths",
     "gallery",
     "hardest",
     "iou_heatmap",

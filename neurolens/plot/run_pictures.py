@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 from neurolens.errors import DataError, MissingMeasurementError, NeurolensError
+from neurolens.mortality import functional_death
+from neurolens.plot.concept_effects import effects_pictures
 from neurolens.plot.concept_numbers import ConceptNumbers, LifeRule, concept_numbers
 from neurolens.plot.concept_pictures import concept_pictures
 from neurolens.plot.picture import Picture
@@ -32,10 +34,12 @@ class RunPictures:
     Attributes
     ----------
     pictures : list of Picture
-        In order: training, samples, concepts, adopted tallies, units, activations, adopted logs.
+        In order: training, samples, concepts, effects of deaths, adopted tallies, units, activations, adopted logs.
     scores, counts, concepts, tallies, log
         Of samples, of units, of concepts, of adopted tallies and of adopted logs (a summary); None where the run does
         not have them.
+    functional
+        What `neurolens.functional_death` says of the deaths; None where effects were not measured.
     notes : list of str
         What is missing.
     """
@@ -45,6 +49,7 @@ class RunPictures:
     counts: UnitCounts | None = None
     concepts: ConceptNumbers | None = None
     tallies: ConceptNumbers | None = None
+    functional: "pd.DataFrame | None" = None
     log: xr.Dataset | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -63,7 +68,7 @@ def run_pictures(
     Parameters
     ----------
     cubes : Dataset by name
-        `samples`, `concepts`, `tallies`, `units`, `activations` and `dormancy`, or some of them. Those
+        `samples`, `concepts`, `effects`, `tallies`, `units`, `activations` and `dormancy`, or some of them. Those
         without a row are passed over.
     metrics : DataFrame, optional
         The training's ``metrics.csv``.
@@ -80,6 +85,7 @@ def run_pictures(
     draw: dict[str, Callable[[xr.Dataset], None]] = {
         "samples": lambda cube: _samples(out, cube, metrics, images, external),
         "concepts": lambda cube: _concepts(out, cube, rule, galleries),
+        "effects": lambda cube: _effects(out, cube),
         "tallies": lambda cube: _tallies(out, cube, rule),
         "units": lambda cube: _units(out, cube),
         "activations": lambda cube: _activations(out, cube),
@@ -137,6 +143,12 @@ def _concepts(
         out.notes.append(f"There are no galleries of units: {error}")
     else:
         out.pictures += [] if drawn is None else [drawn]
+
+
+def _effects(out: RunPictures, cube: xr.Dataset) -> None:
+    if out.concepts is not None and "ablated_logit" in cube:
+        out.functional = functional_death(cube, out.concepts.events)
+        out.pictures += effects_pictures(out.functional)
 
 
 def _tallies(out: RunPictures, cube: xr.Dataset, rule: LifeRule | None) -> None:

@@ -1,6 +1,7 @@
 """The key figures of concepts: how many units detect, what was born and died, for how long, and how sure that is."""
 
 import numpy as np
+import pandas as pd
 
 from neurolens.plot import ConceptNumbers
 from neurolens.plot.concept_lives import counts
@@ -44,6 +45,23 @@ def _lifetime(given: ConceptNumbers, adopted: str) -> list[KeyFigure]:
         return [KeyFigure(f"> {longest}", name, "checkpoints: more than half of the lives outlast the record")]
     interval = f"95 %: {low:g} to {high:g}" if np.isfinite(high) else f"95 %: from {low:g}, no upper bound"
     return [KeyFigure(f"{median:g}", name, f"checkpoints, Kaplan–Meier; {interval}")]
+
+
+def functional_figures(table: pd.DataFrame) -> list[KeyFigure]:
+    """Say of how many deaths the unit lost its use for the classes too.
+
+    Parameters
+    ----------
+    table
+        What `neurolens.functional_death` returned.
+    """
+    known = table["functional_dead"].dropna()
+    if known.empty:
+        return []
+    left = (
+        f"less than {100 * float(table.attrs.get('ratio', 0.1)):g} % of the fall of the logit without the unit is left"
+    )
+    return [KeyFigure(f"{int(known.sum()):,}", "functional deaths", f"of {len(known):,} that were measured: {left}")]
 
 
 def threshold_table(given: ConceptNumbers) -> FigureTable:

@@ -9,7 +9,7 @@ import xarray as xr
 from neurolens import samples, schema
 from neurolens.errors import MissingMeasurementError
 from neurolens.plot import RunPictures, Scores
-from neurolens.report.concept_figures import concept_figures, threshold_table
+from neurolens.report.concept_figures import concept_figures, functional_figures, threshold_table
 from neurolens.report.records import FigureTable, KeyFigure
 from neurolens.report.unit_figures import log_figures, unit_figures
 
@@ -37,8 +37,12 @@ def all_figures(
     else:
         counted = _any_counts(drawn)
         found += [] if counted is None else [_checkpoints(counted)]
-    for given in (drawn.concepts, drawn.tallies):
-        found += [] if given is None else concept_figures(given)
+    if drawn.concepts is not None:
+        found += concept_figures(drawn.concepts)
+    if drawn.functional is not None:
+        found += functional_figures(drawn.functional)
+    if drawn.tallies is not None:
+        found += concept_figures(drawn.tallies)
     if drawn.counts is not None:
         found += unit_figures(drawn.counts)
     if drawn.log is not None:
