@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -125,6 +126,38 @@ def test_kept_maps__are_let_go_of_where_the_disk_does_not_hold_them(monkeypatch)
 
     monkeypatch.setattr(os, "pwrite", full)
     assert in_one_pass(maps, packed, 0.5) is None
+
+
+def test_dissection__takes_the_same_memory_however_many_images(monkeypatch):
+    monkeypatch.setattr("neurolens.dissection.thresholds._STRIP", 1000)
+    units, grid, quantile = 4, (14, 14), 0.01
+    pool = [activations(seed, n=20, units=units, size=grid) for seed in range(5)]
+
+    def peak(n):
+        packed = pack_labels([{0: True}] * n, (28, 28), [0])
+        tracemalloc.start()
+        try:
+            with (
+                Thresholds(units, n * 14 * 14, quantile=quantile, memory_mib=0.01) as thresholds,
+                KeptMaps(units, grid) as kept,
+            ):
+                for at in range(0, n, 20):
+                    maps = maps_of(pool[at // 20 % 5], units)
+                    thresholds.update(maps)
+                    kept.add(maps, thresholds.bound, np.arange(at, at + 20))
+                limits = thresholds.result()
+                assert thresholds.spilled
+                tally = Tally(packed, units)
+                for maps, images in kept.batches(limits):
+                    tally.add(maps, limits, images)
+                assert tally.intersection.any()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1000)  # what is compiled, and what stays
+    few, many = peak(1000), peak(4000)
+    assert many < few + 3000 * 100  # their positions and what is told of them, not their maps of 3136 bytes
 
 
 @pytest.mark.parametrize(("disk_mib", "passes"), [(64, 1), (0.002, 2), (0, 2)])
