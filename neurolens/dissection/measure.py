@@ -1,5 +1,6 @@
 """Dissect a network: all its layers in one forward pass per batch, first for thresholds, then for the tally."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,8 +35,8 @@ Progress = Callable[[int, int], None]
 Take = Callable[[int, Maps, Array], None]
 """What is done with the maps of a layer, by its number, and the positions of their images."""
 Sweep = Callable[[Take], None]
-Beside = Callable[[int, Maps, npt.NDArray[np.float32], Array], None]
-"""The same, told what the thresholds will not be below."""
+Keep = Callable[[int, int, Maps, npt.NDArray[np.float32], Array], None]
+"""The same of a view of the layer, by its number too, told what the thresholds will not be below."""
 View = npt.NDArray[np.float32] | None
 """How the units of a layer are mixed, (U, U); None: as they are."""
 
@@ -99,8 +100,8 @@ def dissect(
     """Count what the masks of a network's units have in common with concepts.
 
     One pass over the images where thresholds are given, or where what the tally needs of the maps is kept in a file
-    until thresholds are found (`KeptMaps`); otherwise, and with rotations, two: thresholds, then the tally. Every layer
-    is read in the hooks of the same forward pass. The counts do not depend on the way.
+    until thresholds are found (`KeptMaps`); otherwise two: thresholds, then the tally. Every layer is read in the hooks
+    of the same forward pass. The counts do not depend on the way.
 
     Parameters
     ----------
@@ -118,8 +119,9 @@ def dissect(
         Rotated units are dissected in the same passes, always with thresholds of their own.
     seed : of the rotations; see `neurolens.dissection.rotations.random_rotation`
     memory_mib : budget of the candidates of all layers and rotations together, shared by their numbers of activations
-    disk_mib : budget of the temporary file that maps are kept in, and no more than half of what is free
-        A few percent of the activations are kept. Where that is more, images are shown a second time; with 0 always.
+    disk_mib : budget of the temporary files that maps are kept in, and no more than half of what is free
+        A few percent of the activations are kept, of units and of rotated units. Where that is more, images are shown a
+        second time; with 0 always.
     batch_size, device, bf16 : as for the units of a study
     progress : called with (images done, images of all passes); a second pass that turns out to be needed adds to both
 
@@ -149,7 +151,7 @@ def dissect(
         if number < 0:
             raise SchemaError(f"{name}={number} is no count; give 0 or more")
     given = None if thresholds is None else np.asarray(thresholds, dtype=np.float64)
-    keeping = given is None and not rotations and disk_mib > 0
+    keeping = disk_mib > 0
     passes = 1 if keeping or (given is not None and not rotations) else 2
     with (
         _passes(network, samples, passes, layers, batch_size, device, bf16, progress) as (found, sweep),
@@ -158,48 +160,57 @@ def dissect(
         edges = np.cumsum([layer.units for layer in found])
         if given is not None and given.shape != (edges[-1],):
             raise SchemaError(f"found thresholds of shape {given.shape}; one for each of {edges[-1]} units is needed")
-        views: list[list[View]] = [[None] if given is None else [] for _ in found]
-        for layer, several in zip(found, views):
-            drawn = (random_rotation(layer.units, layer=layer.name, rotation=r, seed=seed) for r in range(rotations))
-            several += [matrix.astype(np.float32) for matrix in drawn]
         workers = torch.get_num_threads()
         tallies = [Tally(labels, layer.units, workers=workers) for layer in found]
         turned = [[whole_tally(labels, layer.units, workers=workers) for _ in range(rotations)] for layer in found]
         tops = [Top(layer.units, top) for layer in found]
-        share = _share_of_values(found) * disk_budget(disk_mib) if keeping else np.zeros(0)
-        kept = [
-            stack.enter_context(KeptMaps(layer.units, layer.grid, disk_mib=part)) for layer, part in zip(found, share)
-        ]
+        limits = [] if given is None else np.split(given, edges[:-1])
+        views: list[list[View]] = [
+            [None] if given is None else [] for _ in found
+        ]  # thresholds of which are to be found
+        counted = [[tally] if given is None else [] for tally in tallies]
+        for layer, several, into, rest in zip(found, views, counted, turned):
+            drawn = (random_rotation(layer.units, layer=layer.name, rotation=r, seed=seed) for r in range(rotations))
+            several += [matrix.astype(np.float32) for matrix in drawn]
+            into += rest
 
-        def keep(index: int, maps: Maps, bound: npt.NDArray[np.float32], at: Array) -> None:
+        def see(index: int, maps: Maps, at: Array) -> None:
             tops[index].add(maps.largest, at)
-            kept[index].add(maps, bound, at)
-            if not kept[index].complete:  # one layer that needs a second pass is reason enough for it
-                for one in kept:
-                    one.close()
+            if given is not None:
+                tallies[index].add(_any(maps), limits[index], at)
 
-        limits: list[list[Array]] = [[] for _ in found]
-        if given is None or rotations:
-            beside = keep if keeping else None
-            limits = _found_thresholds(found, views, sweep, images, quantile, compat, memory_mib, beside)
-        if given is not None:
-            limits = [[own, *others] for own, others in zip(np.split(given, edges[:-1]), limits)]
-            views = [[None, *several] for several in views]
-
-        def take(index: int, maps: Maps, at: Array) -> None:
-            for tally, view, limit in zip([tallies[index], *turned[index]], views[index], limits[index]):
-                tally.add(_seen_as(view, maps), limit, at)
-            if not keeping:
-                tops[index].add(maps.largest, at)
-
-        if keeping and all(one.complete for one in kept):
-            for index, one in enumerate(kept):
-                for maps, at in one.batches(limits[index][0]):
-                    take(index, maps, at)
+        if not any(views):
+            sweep(see)
         else:
-            sweep(take)
+            share = _share_of_values(found) * (disk_budget(disk_mib) if keeping else 0.0) / len(views[0])
+            kept = [
+                [stack.enter_context(KeptMaps(layer.units, layer.grid, disk_mib=part)) for _ in several]
+                for layer, part, several in zip(found, share, views)
+            ]
+
+            def keep(index: int, view: int, maps: Maps, bound: npt.NDArray[np.float32], at: Array) -> None:
+                kept[index][view].add(maps, bound, at)
+                if not kept[index][view].complete:  # one that needs a second pass is reason enough for it
+                    for one in itertools.chain(*kept):
+                        one.close()
+
+            bounds = _found_thresholds(
+                found, views, sweep, images, quantile, compat, memory_mib, see, keep if keeping else None
+            )
+            limits = limits or [own for own, *_ in bounds]
+            if all(one.complete for one in itertools.chain(*kept)):
+                for one, tally, limit in zip(*(itertools.chain(*each) for each in (kept, counted, bounds))):
+                    for maps, at in one.batches(limit):
+                        tally.add(_any(maps), limit, at)
+            else:
+
+                def count(index: int, maps: Maps, at: Array) -> None:
+                    for tally, view, limit in zip(counted[index], views[index], bounds[index]):
+                        tally.add(_any(_seen_as(view, maps)), limit, at)
+
+                sweep(count)
     rows = [tally.variables() for tally in tallies]
-    out = {"threshold": np.concatenate([own for own, *_ in limits])}
+    out = {"threshold": np.concatenate(limits)}
     for name in ("intersection", "unit_area", "unit_area_lite"):
         out[name] = np.concatenate([row[name] for row in rows], axis=1)
     out |= {name: rows[0][name] for name in ("concept_area", "n_images")}
@@ -213,9 +224,16 @@ def dissect(
     return out
 
 
-def _seen_as(view: View, maps: Maps) -> Any:
+def _seen_as(view: View, maps: Maps) -> Maps:
     """Return the maps of the units, or of rotated ones."""
-    return maps if view is None else rotated(maps.values, view)
+    if view is None:
+        return maps
+    return maps_of(rotated(maps.values, view), len(view), workers=torch.get_num_threads())
+
+
+def _any(maps: Maps) -> Any:
+    """Maps that are checked already, where arrays are taken too."""
+    return maps
 
 
 @contextmanager
@@ -277,11 +295,12 @@ def _found_thresholds(
     quantile: float,
     compat: Compat | None,
     memory_mib: float,
-    beside: Beside | None = None,
+    see: Take | None = None,
+    keep: Keep | None = None,
 ) -> list[list[Array]]:
     """Find the thresholds of the units of all layers, as each of their views shows them, in one sweep.
 
-    ``beside`` is told of the units as they are.
+    ``see`` is told of the units as they are, ``keep`` of each view.
     """
     positions = [int(np.prod(layer.grid)) for layer in layers]
     share = _share_of_values(layers)
@@ -305,10 +324,13 @@ def _found_thresholds(
         ]
 
         def take(index: int, maps: Maps, at: Array) -> None:
-            for one, view in zip(filters[index], views[index]):
-                one.update(_seen_as(view, maps))
-            if beside is not None:
-                beside(index, maps, filters[index][0].bound, at)
+            if see is not None:
+                see(index, maps, at)
+            for number, (one, view) in enumerate(zip(filters[index], views[index])):
+                seen = _seen_as(view, maps)
+                one.update(_any(seen))
+                if keep is not None:
+                    keep(index, number, seen, one.bound, at)
 
         sweep(take)
         return [[one.result() for one in several] for several in filters]
