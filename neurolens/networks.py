@@ -38,7 +38,8 @@ class ShapesConvNet(nn.Module):
 
     Input (B, 3, H, W) of 32 pixels or more, output (B, classes); 61 078 parameters at 6 classes and width 16. Maps of
     `block2`, `block3` and `block4` have a half, a quarter and an eighth of the sides of the image. The linear layer
-    takes each unit's maximum over the image: that something is there counts, not how much of it.
+    takes each unit's maximum over the image: that something is there counts, not how much of it. Borders are reflected,
+    so that no unit can find them.
     """
 
     def __init__(self, classes: int = 6, *, width: int = 16) -> None:
@@ -52,7 +53,7 @@ class ShapesConvNet(nn.Module):
 
     @staticmethod
     def _block(inputs: int, width: int) -> nn.Sequential:
-        convolution = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
+        convolution = nn.Conv2d(inputs, width, 3, padding=1, padding_mode="reflect", bias=False)
         return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ ASK = (
 )
 """What the demo says can be asked of the digits: of samples, of units and of activations."""
 ASK_CONCEPTS = (
-    "n.detectors(r['concepts'].to_dataset(), tau=0.06).n_detectors.to_pandas()",
-    "n.concept_events(n.iou(r['concepts'].to_dataset()), tau=0.06).head(20)",
+    "n.detectors(r['concepts'].to_dataset(), tau=0.08).n_detectors.to_pandas()",
+    "n.concept_events(n.iou(r['concepts'].to_dataset()), tau=0.08).head(20)",
 )
 """And of the shapes."""
 
