@@ -530,3 +530,22 @@ def test_effects_of_deaths__tell_functional_deaths_from_others():
     assert words(plot.effects_of_deaths(table.iloc[:0])) == "no concept died"
     with pytest.raises(SchemaError, match="without compat"):
         plot.effects_of_deaths(table.drop(columns="logit_drop_after"))
+
+
+@pytest.mark.parametrize("options", [{"by": "unit"}, {"hysteresis": 0.2, "smoothing_window": 2, "min_alive": 2}])
+@pytest.mark.parametrize("source", ["scripted", "silent", "tallies", "labels"])
+def test_pictures__follow_every_rule(options, source, tmp_path):
+    sources = {"scripted": scripted, "silent": silent}
+    ds = sources[source]() if source in sources else mortality.read_tallies(tree(tmp_path))
+    if source == "labels":
+        ds = ds[["score", "label", "label_category"]]
+    rule = plot.LifeRule(**options)
+    out = plot.run_pictures({"concepts" if source in sources else "tallies": ds}, rule=rule)
+    given = out.concepts or out.tallies
+    scores = neurolens.iou(ds) if source in sources else ds
+    wanted = mortality.concept_events(scores, **rule.options)
+    pd.testing.assert_frame_equal(given.events, wanted, check_dtype=len(wanted) > 0)
+    assert len(given.moves) == (given.events["end"] == "death").sum()
+    for picture in out.pictures:
+        picture.figure.draw_without_rendering()
+    assert str(rule) in next(p.caption for p in out.pictures if p.name.endswith("concept_lifelines"))

@@ -153,7 +153,7 @@ def whole_series(score: xr.DataArray, series: str) -> xr.DataArray:
     if score.chunks is None:
         return score
     per_unit = score.sizes[series] * score.sizes.get("concept", 1) * score.dtype.itemsize
-    chunks = {series: -1, "unit": max(1, _BLOCK // per_unit)}
+    chunks = {series: -1, "unit": max(1, _BLOCK // max(1, per_unit))}  # where no unit has a concept, there is none
     with config.set({"array.chunk-size": _BLOCK}):
         return score.chunk(chunks) if per_unit < _BLOCK else in_chunks(score, series)
 

@@ -112,7 +112,8 @@ def lifelines(events: pd.DataFrame, *, count: int = UNITS, colours: int = len(PA
     Units with most births, rebirths and deaths come first when some must be left out, and stand in order of layer and
     first birth; how many are left out is said below. Concepts held longest have colours of their own, all others are
     grey: no colour means two concepts. A bar bridges the dips that its life bridges. Of more than three concepts that
-    a unit holds at a time, those with the highest scores are drawn. Checkpoints are evenly spaced.
+    a unit holds at a time, those with the highest scores are drawn. Of events by unit, the colour is that of the
+    concept at the last alive checkpoint. Checkpoints are evenly spaced.
 
     Parameters
     ----------

@@ -191,11 +191,12 @@ def migration_sankey(
     )
     title = _title(moves) if len(flows) else f"{_title(moves)}<br>{nowhere(moves, dying)}"
     figure.update_layout(title={"text": title}, font={"family": "sans-serif", "size": 13, "color": INK})
+    figure.update_layout(margin={"l": 40, "r": 40, "t": 90, "b": 30})
     if flows.empty:
         figure.update_layout(xaxis={"visible": False}, yaxis={"visible": False}, plot_bgcolor="white")
     for place, head in enumerate(HEADS if len(flows) else ()):
         figure.add_annotation(
-            x=place / 2, y=1.04, xref="paper", yref="paper", text=head, showarrow=False,
+            x=place / 2, y=1.02, yanchor="bottom", xref="paper", yref="paper", text=head, showarrow=False,
             xanchor=("left", "center", "right")[place], font={"color": GREY},
         )  # fmt: skip
     return figure
