@@ -12,6 +12,7 @@ from neurolens import models
 from neurolens.data import SampleSet, open_samples, study_samples, validation_table
 from neurolens.errors import DataError, ModelMismatchError, StudyError
 from neurolens.study import Study, Train
+from neurolens.study.seeds import one_run
 from neurolens.training_schedule import Row, resolved_milestones
 from neurolens.training_state import Folder, settings_text
 
@@ -71,7 +72,8 @@ def train(study: Study, *, progress: bool | Callable[[Row], None] = True, until:
     Raises
     ------
     StudyError
-        If the study has no [train], its device is absent, or its settings differ from those of the checkpoints.
+        If the study has no [train] or lists seeds, its device is absent, or its settings differ from those of the
+        checkpoints.
     DataError
         If training and validation share samples, or name classes differently.
     CheckpointError
@@ -79,6 +81,7 @@ def train(study: Study, *, progress: bool | Callable[[Row], None] = True, until:
     NonFiniteError
         If the loss of an epoch is NaN or infinite; what was saved before stays.
     """
+    study = one_run(study)
     if study.train is None:
         raise StudyError("the study has no [train] table, so its checkpoints are only read; add one to train")
     table = study.train

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import test_functional_death as effects
 import xarray as xr
 from concept_store_cases import write_concepts
 from mortality_cases import drawn
 from tally_cases import tree
 
 import neurolens
+import neurolens.accessor
 from neurolens import dissection, mortality
 from neurolens.errors import MissingMeasurementError, SchemaError
 from neurolens.inference import bootstrap_counts
@@ -114,6 +116,21 @@ def test_lens__follows_a_selection(cube) -> None:
     assert set(events["layer"]) == {"a"}
     assert events["birth"].min() == 2
     same(chosen.lens.concept_lives(k=1), mortality.concept_lives(dissection.iou(chosen), k=1))
+
+
+def test_lens_functional_death__is_of_the_effects_cube() -> None:
+    found = effects.measured().lens.functional_death(effects.deaths(), ratio=0.4, n_classes=2)
+    same(found, mortality.functional_death(effects.measured(), effects.deaths(), ratio=0.4, n_classes=2))
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_lens_rotation_null__compares_with_turned_layers(cube, reading) -> None:
+    turned = np.random.default_rng(0).random((9, 3, 8)) * 0.1
+    cube = cube.assign({dissection.null.ROTATED[reading]: (("epoch", "rotation", "unit"), turned)})
+    found = cube.lens.rotation_null(reading=reading, by="layer", tau=0.05)
+    same(found, dissection.rotation_null(cube, reading=reading, by="layer", tau=0.05))
+    assert set(found["layer"].values.tolist()) == {"a", "b"}
 
 
 def test_lens__says_that_rotations_were_not_measured(cube) -> None:

@@ -17,6 +17,7 @@ from neurolens.cli import app
 from neurolens.errors import MissingCheckpointError, StudyError
 from neurolens.study import Study, load_study
 from neurolens.study.seeds import each_seed, one_run, require_checkpoints
+from neurolens.training import train
 
 MakeStudy = Callable[..., Path]
 
@@ -71,12 +72,19 @@ def test_each_seed__shares_no_place(seeds: list[int]) -> None:
 
 def test_one_run__names_the_seed_that_is_missing() -> None:
     assert one_run(study(), 7) == each_seed(study())[1]
-    with pytest.raises(StudyError, match=r"seeds 0, 7, .*name it with --seed 0, or its store: store-seed-0"):
+    with pytest.raises(StudyError, match=r"seeds 0, 7, .*name it with --seed 0, .*, or name its store: store-seed-0"):
         one_run(study())
     with pytest.raises(StudyError, match="no seed 3; name one of those"):
         one_run(study(), 3)
     with pytest.raises(StudyError, match=r"lists no seeds, .* add seeds = \[3\]"):
         one_run(study(seeds=[]), 3)
+
+
+def test_rows_and_training__take_one_run() -> None:
+    several = study(samples={})
+    for take in (rows.gather, train):
+        with pytest.raises(StudyError, match=r"seeds 0, 7, each .*one_run\(study, 0\)"):
+            take(several)
 
 
 def test_require_checkpoints__names_the_folders_that_a_study_without_train_needs(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
     Raises
     ------
     StudyError
-        If the study has no table for the cube.
+        If the study has no table for the cube, or lists seeds: each of them has rows of its own.
     MissingCheckpointError, CheckpointError, DataError
         If there is no checkpoint, or the data cannot be read.
     CaptureError
@@ -133,7 +133,9 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
     """
     from neurolens import checkpoints, data, models
     from neurolens.rows import asking
+    from neurolens.study.seeds import one_run
 
+    study = one_run(study)
     if cube not in MEASURES:
         raise StudyError(f"there is no cube {cube!r}; {nearest(cube, MEASURES)}")
     if getattr(study, cube) is None:

@@ -36,7 +36,8 @@ def one_run(study: Study, seed: int | None = None) -> Study:
     if seed is None:
         raise StudyError(
             f"study {study.name!r} lists seeds {listed}, each with a run of its own, and one is needed; name it with "
-            f"--seed {study.seeds[0]}, or its store: {each_seed(study)[0].store.url}"
+            f"--seed {study.seeds[0]}, in Python with neurolens.study.seeds.one_run(study, {study.seeds[0]}), or name "
+            f"its store: {each_seed(study)[0].store.url}"
         )
     if seed not in study.seeds:
         raise StudyError(f"study {study.name!r} lists seeds {listed}, and no seed {seed}; name one of those")
