@@ -39,10 +39,10 @@ def concept_pictures(
             _lifelines(given),
             *_events(given),
             _top(given),
-            *_survival(given),
             _scores(given),
-            *_iou(given),
+            *_survival(given),
             *_moves(given),
+            *_iou(given),
             *_rotations(given),
         ]
     prefix = "" if given.cube == "concepts" else f"{given.cube}_"
