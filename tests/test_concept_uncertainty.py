@@ -215,3 +215,15 @@ def test_compare__of_tables_draws_as_they_were_made(options):
     xr.testing.assert_identical(found, compare(runs, draws=draws, **options))
     counts = event_counts(draws["a"], **options)
     assert float(found["low"].sel(run="a", quantity="lives")) == np.quantile(counts["lives"], 0.025)
+
+
+def test_compare__has_no_mean_of_what_a_run_lacks_and_no_interval_beyond_what_can_be():
+    lasting = one_life(2, 8)  # its median lifetime is not reached
+    found = compare({"a": one_life(2, 5), "b": lasting, "c": one_life(1, 3)}, k=1)
+    assert found["value"].sel(run="b", quantity="median_lifetime").isnull()
+    for name in ("mean", "sd", "mean_low", "mean_high"):
+        assert found[name].sel(quantity="median_lifetime").isnull()
+    share = found.sel(quantity="share_died")
+    assert share["mean"].item() == pytest.approx(2 / 3)
+    assert (share["mean_low"].item(), share["mean_high"].item()) == (0.0, 1.0)
+    assert found["mean_low"].sel(quantity="deaths").item() == 0

@@ -220,8 +220,8 @@ def compare(
         record not), `rebirths`, `deaths`, `alive_at_end`, with percentile intervals of the draws; `share_died` of all
         lives and `share_reborn` of all deaths, with Wilson's interval; `median_lifetime` in checkpoints, with the
         band's (NaN: not reached). `mean`, `mean_low`, `mean_high` and `sd` (quantity) over runs, with Student's
-        interval; NaN for fewer than two that have it. `survival`, `lower`, `upper` (run, time): the Kaplan–Meier
-        curves, NaN after the last life of a run.
+        interval, within what the quantity can be; NaN where a run has none, the interval for one run. `survival`,
+        `lower`, `upper` (run, time): the Kaplan–Meier curves, NaN after the last life of a run.
 
     Raises
     ------
@@ -290,15 +290,20 @@ def _quantities(events: pd.DataFrame, curve: xr.Dataset, resampled: pd.DataFrame
 def _side_by_side(names: list[str], cells: Any, curves: list[xr.Dataset], confidence: float) -> xr.Dataset:
     from scipy.stats import t
 
-    value = cells[0]
-    n = (~np.isnan(value)).sum(axis=0)
-    mean, sd = (np.full(value.shape[1], np.nan) for _ in range(2))
-    mean[n > 0] = np.nanmean(value[:, n > 0], axis=0)
-    sd[n > 1] = np.nanstd(value[:, n > 1], axis=0, ddof=1)
-    reach = t.ppf((1 + confidence) / 2, np.maximum(n - 1, 1)) * sd / np.sqrt(np.maximum(n, 1))
+    value, n = cells[0], len(names)
+    # a run without the quantity, as one in which half of the lives never end, would be missing for what it is: NaN
+    mean = value.mean(axis=0)
+    sd = value.std(axis=0, ddof=1) if n > 1 else np.full(mean.shape, np.nan)
+    reach = t.ppf((1 + confidence) / 2, max(n - 1, 1)) * sd / np.sqrt(n)
+    most = np.where([name.startswith("share") for name in QUANTITIES], 1.0, np.inf)
     text = np.dtypes.StringDType()
     data = {name: (("run", "quantity"), cells[i]) for i, name in enumerate(("value", "low", "high"))}
-    over = {"mean": mean, "sd": sd, "mean_low": mean - reach, "mean_high": mean + reach}
+    over = {
+        "mean": mean,
+        "sd": sd,
+        "mean_low": np.maximum(mean - reach, 0),
+        "mean_high": np.minimum(mean + reach, most),
+    }
     out = xr.Dataset(
         data | {name: ("quantity", array) for name, array in over.items()},
         {"run": ("run", np.asarray(names, text)), "quantity": ("quantity", np.asarray(QUANTITIES, text))},
