@@ -153,7 +153,9 @@ def test_plot_and_report__show_what_the_strongest_detectors_see(study, tmp_path)
     assert (tmp_path / "plots" / "unit_galleries.png").exists()
     result = call("report", study, "--out", tmp_path / "page.html")
     assert result.exit_code == 0, result.output
-    assert "What the strongest detectors see" in (tmp_path / "page.html").read_text()
+    text = (tmp_path / "page.html").read_text()
+    assert "What the strongest detectors see" in text
+    assert f"neurolens gallery {study}" in text
 
 
 def test_plot__goes_on_without_galleries_where_checkpoints_are_gone(study, tmp_path):

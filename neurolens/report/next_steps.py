@@ -41,6 +41,9 @@ def next_steps(
         steps.append(Step("Open the run in a notebook:", code))
     if "intersection" in cubes.get("concepts", ()):
         steps += _of_concepts(url, study_file if study is not None else url)
+        if study is not None and study.concepts is not None and "top_sample" in cubes["concepts"]:
+            purpose = "What did the strongest detectors look at? With --unit and --at, one unit over the training:"
+            steps.append(Step(purpose, f"neurolens gallery {study_file}"))
     if "abs_sum" in cubes.get("units", ()):
         steps += _of_units(study, url, study_file)
     return [*steps, *_of_study(study, study_file), _kept(study, url, study_file)]
