@@ -1,1 +1,62 @@
-"""Attributions by unit cluster: what each group of units carries of a network's answer to its input."""
+"""Attributions by unit cluster: what each group of units carries of a network's answer to its input.
+
+Names are loaded when they are first used: reductions need no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neurolens.attribution.cuts import Cuts, find_cuts
+    from neurolens.attribution.gradients import basis_gradients, quadrature
+    from neurolens.attribution.maps import attributions, combined, completeness
+    from neurolens.attribution.masks import cluster_masks, complements, controls, unions, unit_masks
+    from neurolens.attribution.planner import Cost, Plan, plan
+
+_HOMES = {
+    "Cost": "planner",
+    "Cuts": "cuts",
+    "Plan": "planner",
+    "attributions": "maps",
+    "basis_gradients": "gradients",
+    "cluster_masks": "masks",
+    "combined": "maps",
+    "complements": "masks",
+    "completeness": "maps",
+    "controls": "masks",
+    "find_cuts": "cuts",
+    "plan": "planner",
+    "quadrature": "gradients",
+    "unions": "masks",
+    "unit_masks": "masks",
+}
+
+__all__ = [
+    "Cost",
+    "Cuts",
+    "Plan",
+    "attributions",
+    "basis_gradients",
+    "cluster_masks",
+    "combined",
+    "complements",
+    "completeness",
+    "controls",
+    "find_cuts",
+    "plan",
+    "quadrature",
+    "unions",
+    "unit_masks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
