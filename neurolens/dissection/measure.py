@@ -120,7 +120,7 @@ def dissect(
     seed : of the rotations; see `neurolens.dissection.rotations.random_rotation`
     memory_mib : budget of the candidates of all layers and rotations together, shared by their numbers of activations
     disk_mib : budget of the temporary files that maps are kept in, and no more than half of what is free
-        A few percent of the activations are kept, of units and of rotated units. Where that is more, images are shown a
+        5 to 17 % of the activations are kept, of units and of rotated units. Where that is more, images are shown a
         second time; with 0 always.
     batch_size, device, bf16 : as for the units of a study
     progress : called with (images done, images of all passes); a second pass that turns out to be needed adds to both
