@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import concept_study
 import pytest
 from concept_store_cases import write_concepts
 from mortality_cases import drawn
@@ -28,7 +29,7 @@ DOCUMENTED = set(re.findall(r"^::: ([\w.]+)$", REFERENCE, re.M))
 
 def public_names():
     yield from (f"neurolens.{name}" for name in neurolens.__all__ if not inspect.ismodule(getattr(neurolens, name)))
-    for module in ("mortality", "samples", "store", "plot", "report", "units"):
+    for module in ("attribution", "mortality", "samples", "store", "plot", "report", "units"):
         yield from (f"neurolens.{module}.{name}" for name in importlib.import_module(f"neurolens.{module}").__all__)
 
 
@@ -102,6 +103,10 @@ def trained(tmp_path_factory):
         write_concepts(folder / f"store-seed-{seed}.icechunk", drawn(8, 6, 4, seed), run=f"seed {seed}", spread=0.2)
     (folder / "demo").mkdir()
     (folder / "demo" / "store.icechunk").symlink_to(folder / "store.icechunk")
+    text = concept_study.STUDY + "rotations = 1\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        concept_study.run(concept_study.write_study(folder / "demo" / "shapes", checkpoints=5, text=text))
     return folder
 
 
@@ -109,12 +114,14 @@ def trained(tmp_path_factory):
     "page",
     [
         "README.md",
+        "docs/how-to/concepts.md",
         "docs/how-to/query.md",
         "docs/how-to/mislabelled.md",
         "docs/how-to/units.md",
         "docs/how-to/seeds.md",
         "docs/how-to/seed-files.md",
         "docs/how-to/tallies.md",
+        "docs/explanation/attribution.md",
         "docs/explanation/mortality.md",
     ],
 )

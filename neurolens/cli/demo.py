@@ -101,7 +101,7 @@ def _try_next(digits: Path, store: str, shapes: Path, concepts: str) -> None:
         *(ask(store, code) for code in ASK),
         "",
         f"neurolens gallery {shapes}          # what the strongest detectors see",
-        f"neurolens gallery {shapes} --layer block4 --index 0 --at 0,5,20   # one unit over the training",
+        f"neurolens gallery {shapes} --layer block4 --index 14 --at 0,1,5,20   # one unit over the training",
         f"neurolens export events {shapes} {shapes.parent / 'events'}   # births and deaths, as tables",
         *(ask(concepts, code) for code in ASK_CONCEPTS),
     ):
