@@ -254,6 +254,33 @@ def test_basis_gradients__are_the_same_in_batches_of_any_size(batch_size):
         assert apart(other[name], basis[name]) < 1e-3
 
 
+def test_basis_gradients__of_more_clusters_need_the_new_vectors_only():
+    module, x = dense_net(), pictures()
+    cuts = find_cuts(module, ["features.denseblock?"], x)
+    requests = grid(cuts, ks=(2, 3, 4))
+    few, many = plan({cut: masks[:5] for cut, masks in requests.items()}), plan(requests)
+    held = basis_gradients(module, x, cuts, few, steps=5)
+    new = [name for name in many.chosen() if name not in few.chosen()]
+    assert 0 < len(new) < len(many.chosen())
+    fresh = basis_gradients(module, x, cuts, many, steps=5, vectors=new)
+    cost = many.cost(2 * 6, batch_size=32, baselines=1, vectors=new)
+    assert fresh.attrs["partial_backwards"] == cost.partial_backwards == len(new)
+    joined = xr.concat([held, fresh], "vector", data_vars="minimal", combine_attrs="override")
+    joined = joined.sel(vector=many.chosen())
+    whole = basis_gradients(module, x, cuts, many, steps=5)
+    for name in ("integrated_gradients", "gradient"):
+        assert apart(joined[name].transpose(*whole[name].dims), whole[name]) < 1e-6
+    assert set(attributions(joined, many)["map"].to_numpy()) == set(many.combine["map"].to_numpy())
+
+
+def test_basis_gradients__work_where_gradients_are_switched_off():
+    module, x = dense_net(), pictures()
+    expected, _, _ = measured(module, ["features.denseblock1"], x, steps=3)
+    with torch.inference_mode():
+        off, _, _ = measured(module, ["features.denseblock1"], pictures(), steps=3)
+    xr.testing.assert_identical(off, expected)
+
+
 def test_basis_gradients__stay_within_the_budget():
     module, x = dense_net(), pictures(2, side=64)
     cuts = find_cuts(module, ["features.denseblock?"], x)
@@ -282,7 +309,10 @@ def test_basis_gradients__leave_the_network_as_it_was():
     module.fc.weight.requires_grad_(False)
     state, wanted = copy.deepcopy(module.state_dict()), [p.requires_grad for p in module.parameters()]
     with torch.no_grad():
-        measured(module, ["layer1"], x, steps=2)
+        basis, _, _ = measured(module, ["layer1"], x, steps=2)
+    np.testing.assert_array_equal(basis["input"], pictures())
+    x.zero_()
+    np.testing.assert_array_equal(basis["input"], pictures())
     assert module.training
     assert [p.requires_grad for p in module.parameters()] == wanted
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
@@ -313,6 +343,8 @@ class Broken(nn.Module):
         ({"x": torch.ones(3, 4)}, DataError, r"samples of shape \(4,\)"),
         ({"x": torch.tensor([[1.0, 1], [9, 1], [1, 1]])}, NonFiniteError, "sample number 1 has"),
         ({"found": plan({"cut": cluster_masks([0, 1, 2])})}, SchemaError, "clusters of another layer or network"),
+        ({"vectors": ["cut/k2/7"]}, SchemaError, "no vector 'cut/k2/7'; did you mean 'cut/k2/0'"),
+        ({"vectors": []}, SchemaError, "no vector is asked for"),
         ({"found": plan({"cat": cluster_masks([0, 1])})}, SchemaError, "not found as a cut; did you mean 'cut'"),
     ],
 )

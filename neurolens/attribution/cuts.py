@@ -190,7 +190,7 @@ def differentiable(module: nn.Module) -> Iterator[None]:
             m.training = False
         for parameter in parameters:
             parameter.requires_grad_(False)  # no memory for gradients that nobody asks for
-        with full_precision(), torch.enable_grad():
+        with full_precision(), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         for m, mode in modes.items():

@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from neurolens.attribution.cuts import Cuts, Through, differentiable, require_samples
-from neurolens.attribution.planner import Cost, Plan
+from neurolens.attribution.planner import WHOLE, Cost, Plan
 from neurolens.effects.interventions import logits_of
 from neurolens.errors import DataError, ModelMismatchError, NonFiniteError, SchemaError, nearest
 from neurolens.layers import Layer
@@ -74,6 +74,7 @@ def basis_gradients(
     cuts: Cuts,
     plan: Plan,
     *,
+    vectors: Sequence[str] | None = None,
     target: Literal["predicted"] | npt.ArrayLike | Tensor = "predicted",
     explain: Explained = "logit",
     steps: int = 50,
@@ -97,6 +98,9 @@ def basis_gradients(
     cuts : Cuts
         As `find_cuts` found them in this network; all that the plan names.
     plan : Plan
+    vectors
+        Names of those vectors of the plan that are measured; all by default. Others may have been measured before, with
+        a plan of fewer masks: results are put together along ``vector``.
     target : "predicted", or (B,) whole numbers
         The class that is explained: the one that the network predicts for the sample (the first of equal logits), or
         the given ones, such as labels.
@@ -139,17 +143,15 @@ def basis_gradients(
         if value not in known:
             raise SchemaError(f"{name}={value!r} is unknown; {nearest(str(value), known)}")
     alphas, weights = quadrature(steps, rule) if steps else (np.zeros(0), np.zeros(0))
-    layers, vectors = _require_fit(x, cuts, plan)
-    start = _start(x, baseline)
-    number = len(vectors) + plan.whole
-    size = _fitting(x, cuts, number * (1 + bool(steps)), batch_size, budget_mib)
-    ends = x.detach(), start
-    path = (
-        np.append(1.0, alphas),
-        np.append(0.0, weights),
-    )  # each sample as it is comes first: it says what is predicted
-    run = _Run(module, layers, vectors, plan.whole, *ends, *path, explain, _targets(target, x))
+    names = plan.chosen(vectors)
+    layers, rows = _require_fit(x, cuts, plan, names)
+    size = _fitting(x, cuts, len(names) * (1 + bool(steps)), batch_size, budget_mib)
+    # each sample as it is comes first: it says what is predicted
+    path = np.append(1.0, alphas), np.append(0.0, weights)
     with differentiable(module):
+        x = x.detach()
+        start = _start(x, baseline)
+        run = _Run(module, layers, rows, WHOLE in names, x, start, *path, explain, _targets(target, x))
         total = len(x) * len(run.line)
         for begin in range(0, total, size):
             run.batch(np.arange(begin, min(begin + size, total)))
@@ -162,7 +164,7 @@ def basis_gradients(
     dims = _DIMS.get(x.ndim, tuple(f"input_{axis}" for axis in range(x.ndim - 1)))
     data: dict[str, Any] = {
         "gradient": (("sample", "vector", *dims), _numpy(run.at_sample.transpose(0, 1))),
-        "input": (("sample", *dims), _numpy(x.float())),
+        "input": (("sample", *dims), _numpy(x.float().clone())),
         "target": ("sample", _numpy(run.targets)),
         "output": ("sample", _numpy(run.ends[1])),
     }
@@ -171,7 +173,7 @@ def basis_gradients(
         data["baseline_output"] = ("sample", _numpy(run.ends[0]))
     cost = Cost(run.forwards, run.baseline_forwards, run.backwards, run.partial_backwards)
     attrs = cost._asdict() | {"batch_size": size, "explain": explain, "steps": steps, "rule": rule}
-    return xr.Dataset(data, coords={"vector": plan.combine["vector"].to_numpy()}, attrs=attrs)
+    return xr.Dataset(data, coords={"vector": np.array(names, dtype=object)}, attrs=attrs)
 
 
 @dataclass
@@ -262,8 +264,10 @@ def _explained(logits: Tensor, targets: Tensor, explain: Explained) -> Tensor:
     return own - logits.scatter(1, column, -torch.inf).amax(dim=1)
 
 
-def _require_fit(x: Tensor, cuts: Cuts, plan: Plan) -> tuple[list[Layer], list[tuple[int, Tensor]]]:
-    """Return the cuts of the plan, and its vectors with the place of their cut."""
+def _require_fit(
+    x: Tensor, cuts: Cuts, plan: Plan, names: Sequence[str]
+) -> tuple[list[Layer], list[tuple[int, Tensor]]]:
+    """Return the cuts of the named vectors, and these vectors with the place of their cut."""
     require_samples(x)
     if tuple(x.shape[1:]) != cuts.shape:
         raise DataError(
@@ -273,6 +277,7 @@ def _require_fit(x: Tensor, cuts: Cuts, plan: Plan) -> tuple[list[Layer], list[t
     known = {layer.name: layer for layer in cuts.layers}
     layers: list[Layer] = []
     vectors: list[tuple[int, Tensor]] = []
+    labels = iter(plan.chosen()[plan.whole :])
     for cut, rows in plan.vectors.items():
         if cut not in known:
             raise SchemaError(f"the plan has masks of {cut!r}, which was not found as a cut; {nearest(cut, known)}")
@@ -281,14 +286,16 @@ def _require_fit(x: Tensor, cuts: Cuts, plan: Plan) -> tuple[list[Layer], list[t
                 f"the plan has masks of {rows.shape[1]} units of {cut!r}, which has {known[cut].units}; they are "
                 "clusters of another layer or network: plan with those of this one"
             )
-        vectors += [(len(layers), torch.as_tensor(row).to(x)) for row in rows]
-        layers.append(known[cut])
+        wanted = [row for row in rows if next(labels) in names]
+        if wanted:
+            vectors += [(len(layers), torch.as_tensor(row).to(x)) for row in wanted]
+            layers.append(known[cut])
     return layers, vectors
 
 
 def _start(x: Tensor, baseline: float | Tensor) -> Tensor:
     """Return where paths start, (1, …) for all samples or (B, …)."""
-    start = torch.as_tensor(baseline).to(x)
+    start = torch.as_tensor(baseline).detach().to(x)
     if start.ndim == 0:
         return start.expand(1, *x.shape[1:])
     start = start if start.ndim == x.ndim else start[None]
@@ -311,7 +318,7 @@ def _targets(target: Any, x: Tensor) -> Tensor:
             f"found targets of {str(given.dtype).removeprefix('torch.')} and shape {tuple(given.shape)} for {len(x)} "
             "samples, and a class from 0 for each was needed"
         )
-    return given.long()
+    return given.long().clone()
 
 
 def _fitting(x: Tensor, cuts: Cuts, maps: int, batch_size: int, budget_mib: float) -> int:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from neurolens.attribution.masks import require_masks
-from neurolens.errors import SchemaError
+from neurolens.errors import SchemaError, nearest
 
 Array = npt.NDArray[Any]
 
@@ -68,10 +68,27 @@ class Plan:
         """How many passes go from a cut to the input, for each batch."""
         return sum(len(rows) for rows in self.vectors.values())
 
-    def cost(self, points: int, *, batch_size: int, baselines: int = 0) -> Cost:
+    def chosen(self, vectors: Sequence[str] | None = None) -> list[str]:
+        """Return the names of some vectors, or of all, in the order of the basis.
+
+        Raises
+        ------
+        SchemaError
+            If there is no such vector, or none is named.
+        """
+        known = [str(name) for name in self.combine["vector"].to_numpy()]
+        for name in vectors or ():
+            if name not in known:
+                raise SchemaError(f"the plan has no vector {name!r}; {nearest(name, known)}")
+        names = [name for name in known if vectors is None or name in vectors]
+        if not names:
+            raise SchemaError(f"no vector is asked for; name at least one of the {len(known)} of the plan")
+        return names
+
+    def cost(self, points: int, *, batch_size: int, baselines: int = 0, vectors: Sequence[str] | None = None) -> Cost:
         """Return what so many points (samples, times steps of an integral) take in batches of so many."""
-        forwards = -(-points // batch_size)
-        return Cost(forwards, -(-baselines // batch_size), forwards, forwards * self.partial)
+        forwards, partial = -(-points // batch_size), sum(name != WHOLE for name in self.chosen(vectors))
+        return Cost(forwards, -(-baselines // batch_size), forwards, forwards * partial)
 
 
 def plan(requests: Mapping[str, xr.DataArray], *, whole: bool = True) -> Plan:
