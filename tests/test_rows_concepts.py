@@ -98,6 +98,44 @@ def test_threshold_from__last_moves_with_a_new_checkpoint_and_a_number_does_not(
     assert len(run(study, "concepts", "concepts.threshold_from='last'")) == 5
 
 
+def test_threshold_from__a_checkpoint_where_a_unit_is_dead_gives_it_no_threshold(study):
+    import torch
+
+    file = study.parent / "checkpoints" / "epoch_1.pt"
+    state = torch.load(file)
+    state["0.weight"][2], state["0.bias"][2] = 0, -1
+    torch.save(state, file)
+    run(study)
+    assert np.isfinite(neurolens.iou(opened(study)).isel(epoch=0, unit=2)).any()
+    run(study, "concepts", "concepts.threshold_from=1")
+    ds = opened(study)
+    score = neurolens.iou(ds).compute()
+    assert np.isnan(ds["threshold"].values[:, 2]).all()
+    assert np.isnan(score.isel(unit=2)).all()
+    assert np.isfinite(ds["threshold"].values[:, 1]).all()
+    assert np.isfinite(score.isel(unit=1)).any("concept").all()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_threshold_from__a_checkpoint_that_fails_is_named_in_every_row_and_tried_once(study, workers, monkeypatch):
+    import torch
+
+    from neurolens.dissection import cube
+
+    tried = []
+    refer = cube.refer
+    monkeypatch.setattr(cube, "refer", lambda *given, **options: tried.append(1) or refer(*given, **options))
+    file = study.parent / "checkpoints" / "epoch_2.pt"
+    state = torch.load(file)
+    state["2.weight"][:] = 1e38
+    torch.save(state, file)
+    results = run(study, "concepts", "concepts.threshold_from='last'", f"compute.workers={workers}")
+    assert [result.outcome for result in results] == ["failed"] * 3
+    for result in results:
+        assert result.why.startswith(f"concepts need the thresholds of epoch 2, {file}, which cannot be had: layer '3'")
+    assert len(tried) == 1
+
+
 def test_threshold_from__a_number_without_checkpoint_is_refused(study):
     with pytest.raises(StudyError, match=r"threshold_from is 7, and there is no checkpoint of that epoch"):
         run(study, "concepts", "concepts.threshold_from=7")

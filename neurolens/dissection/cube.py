@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-MEASUREMENT_VERSION = {"counts": 1, "top": 1, "rotated": 1}
+MEASUREMENT_VERSION = {"counts": 2, "top": 1, "rotated": 1}
 """Raised when the numbers of a part change."""
 
 REFERRING = ("counts",)
@@ -141,7 +141,7 @@ def refer(
     batch_size: int = 64,
     device: str | torch.device = "cpu",
 ) -> Array:
-    """Return the thresholds of a network's units, (unit,) float64."""
+    """Return the thresholds of a network's units, (unit,) float64; NaN where a unit never exceeds its own."""
     return own_thresholds(
         shown_to(network, table),
         samples,

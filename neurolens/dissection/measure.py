@@ -64,7 +64,8 @@ def own_thresholds(
     Returns
     -------
     thresholds : (U,) over the units of all layers in order
-        What `dissect` finds in its first pass; in its argument ``thresholds``, those of another checkpoint.
+        What `dissect` finds in its first pass; in its argument ``thresholds``, those of another checkpoint. NaN for a
+        unit that never exceeds its own, as a dead one: that says nothing of how active it is elsewhere.
 
     Raises
     ------
@@ -73,9 +74,13 @@ def own_thresholds(
     """
     with _passes(network, samples, 1, layers, batch_size, device, bf16, progress) as (found, sweep):
         views: list[list[View]] = [[None] for _ in found]
-        return np.concatenate(
-            [own for (own,) in _found_thresholds(found, views, sweep, len(samples), quantile, compat, memory_mib)]
-        )
+        most = [np.full(layer.units, -np.inf) for layer in found]
+
+        def see(index: int, maps: Maps, _: Array) -> None:
+            np.maximum(most[index], maps.largest.max(axis=0), out=most[index])
+
+        bounds = _found_thresholds(found, views, sweep, len(samples), quantile, compat, memory_mib, see)
+        return np.concatenate([np.where(top > own, own, np.nan) for top, (own,) in zip(most, bounds)])
 
 
 def dissect(
@@ -113,7 +118,7 @@ def dissect(
         Layers with maps (B, U, h, w) of one size, or tokens that lie on a grid.
     quantile, compat : as for `Thresholds`
     thresholds : (U,) over the units of all layers in order, e.g. of another checkpoint; None: this network's own
-        Those of another checkpoint: `own_thresholds`.
+        Those of another checkpoint: `own_thresholds`. A unit whose threshold is NaN has no mask.
     top : how many of the images that excite a unit most are returned
     rotations : how many times the units of each layer are turned at random, for a null
         Rotated units are dissected in the same passes, always with thresholds of their own.
@@ -164,7 +169,7 @@ def dissect(
         tallies = [Tally(labels, layer.units, workers=workers) for layer in found]
         turned = [[whole_tally(labels, layer.units, workers=workers) for _ in range(rotations)] for layer in found]
         tops = [Top(layer.units, top) for layer in found]
-        limits = [] if given is None else np.split(given, edges[:-1])
+        limits = [] if given is None else np.split(np.where(np.isnan(given), np.inf, given), edges[:-1])
         views: list[list[View]] = [
             [None] if given is None else [] for _ in found
         ]  # thresholds of which are to be found
@@ -210,7 +215,7 @@ def dissect(
 
                 sweep(count)
     rows = [tally.variables() for tally in tallies]
-    out = {"threshold": np.concatenate(limits)}
+    out = {"threshold": np.concatenate(limits) if given is None else given}
     for name in ("intersection", "unit_area", "unit_area_lite"):
         out[name] = np.concatenate([row[name] for row in rows], axis=1)
     out |= {name: rows[0][name] for name in ("concept_area", "n_images")}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurolens import schema
-from neurolens.errors import StudyError, nearest
+from neurolens.errors import NeurolensError, StudyError, nearest
 from neurolens.study import Compute, Study
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Materials:
     [data], where they were opened, for other cubes of the study.
     ``networks`` is the pool of modules: a worker takes one, fills it and puts it back, so each is built once;
     ``blocks`` are the samples by fingerprint of a stored block; ``left_out`` are the tensors of a checkpoint that the
-    network has no use for, such as a head.
+    network has no use for, such as a head; ``refused`` is why a reference could not be measured.
     Set ``stop`` to end after the rows that are being measured.
     """
 
@@ -64,6 +64,7 @@ class Materials:
     networks: "queue.SimpleQueue[Network]" = field(default_factory=queue.SimpleQueue)
     blocks: dict[str, "SampleSet"] = field(default_factory=dict)
     left_out: dict[Path, tuple[str, ...]] = field(default_factory=dict)
+    refused: dict[str, NeurolensError] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property

@@ -7,6 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from neurolens.errors import NeurolensError
 from neurolens.rows.materials import MEASURES, Materials
 from neurolens.rows.planning import key
 from neurolens.rows.remembering import remembered
@@ -30,7 +31,7 @@ def referred(materials: Materials, network: "Network") -> Array | None:
     Raises
     ------
     CheckpointError, ModelMismatchError, NonFiniteError
-        As for any row.
+        As for any row, naming the reference. Once refused, it is not measured again for other rows of this run.
     DataError
         If the cache cannot be written.
     """
@@ -44,6 +45,19 @@ def referred(materials: Materials, network: "Network") -> Array | None:
     name = key({"reference": reference.digest, "model": materials.model, "measurement": config})
 
     def make() -> Array:
+        if name in materials.refused:
+            raise materials.refused[name]
+        try:
+            return measured()
+        except NeurolensError as error:
+            at = f"{materials.every.dim} {reference.position(materials.every.dim)}"
+            why = f"{materials.cube} need the thresholds of {at}, {reference.path}, which cannot be had: {error}"
+            told = type(error)(why)
+            if not isinstance(error.__cause__, OSError):  # which may pass
+                materials.refused[name] = told
+            raise told from error.__cause__
+
+    def measured() -> Array:
         checkpoints.load(network.module, reference.path, materials.study.checkpoints, digest=reference.digest)
         found: Array = measure.refer(
             network,
