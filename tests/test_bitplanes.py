@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from neurolens.data import bitplanes
 from neurolens.data.bitplanes import pack, packed_masks
 from neurolens.data.broden import broden
+from neurolens.data.concept_sets import ConceptSet
 from neurolens.errors import DataError
 
 
@@ -125,6 +126,20 @@ def test_packed__decodes_once(root, tmp_path):
     assert again.folder == first.folder
     assert isinstance(again.words, np.memmap)
     assert not again.words.flags.writeable
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_masks__look_for_wrong_labels_once(root, monkeypatch, cached):
+    write_plane(root / "images/mini/A_part.png", np.full((4, 4), 600))
+    found, decoded = broden(root), []
+    packed = ConceptSet.packed
+    monkeypatch.setattr(ConceptSet, "packed", lambda self: decoded.append(1) or packed(self))
+    if cached:  # a cache that cannot be written may be mended meanwhile
+        monkeypatch.setenv("XDG_CACHE_HOME", str(root / "index.csv"))
+    for _ in range(3):
+        with pytest.raises(DataError):
+            assert found.masks
+    assert len(decoded) == (3 if cached else 1)
 
 
 def test_packed__knows_labels_by_their_content(root):

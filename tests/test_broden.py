@@ -185,6 +185,18 @@ def break_empty_category(root):
     set_cell(root, "C", texture="")
 
 
+def break_zero_category(root):
+    set_cell(root, "C", texture="0")
+
+
+def break_images(root):
+    (root / "index.csv").write_text((root / "index.csv").read_text().splitlines()[0] + "\n")
+
+
+def break_cells(root):
+    edit(root / "index.csv", lambda rows: [row.update(dict.fromkeys(CATEGORIES, "")) for row in rows])
+
+
 def break_unlisted_category(root):
     write_table(root / "c_texture.csv", [{"code": 0, "number": 0, "name": "-", "frequency": 0, "coverage": 0}])
 
@@ -244,6 +256,9 @@ def break_encoding(root):
             r"no image .* in 'texture'; leave it out: categories = \['color', 'object', 'part', 'scene'\]",
         ),
         (break_unlisted_category, r"no image .* in 'texture'; leave it out"),
+        (break_zero_category, r"no image .* in 'texture'; leave it out"),
+        (break_images, r"index.csv lists no image; restore it"),
+        (break_cells, r"no image .* in 'color', .*, 'texture'; restore it"),
         (break_sizes, r"line 4: mini/C.png has ih,iw,sh,sw = 8,8,5,4, and the images before it have 8,8,4,4"),
         (break_aspect, r"images of 8 x 80 and labels of 4 x 1, which cannot cover them"),
         (break_number, r"index.csv, line 4: ih 'eight' is not a whole number"),

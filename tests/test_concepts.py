@@ -41,9 +41,14 @@ def test_require_whole__takes_what_shows_all_of_an_image(tmp_path):
 @pytest.mark.parametrize(
     ("size", "given", "told"),
     [
-        ((8, 8), {"resize": 256, "crop": 224}, r"shown 224 x 224 of the 256 x 256 pixels .*resize = 8 and no crop"),
+        (
+            (8, 8),
+            {"resize": 256, "crop": 224},
+            r"shown 224 x 224 of the 256 x 256 pixels .*resize = 224, so that none is cut",
+        ),
         ((8, 8), {"crop": 4}, r"shown 4 x 4 of the 8 x 8"),
-        ((8, 12), {"resize": 16, "crop": 16}, r"shown 16 x 16 of the 16 x 24"),
+        ((8, 8), {"crop": 64}, r"needs 64 x 64, more than the 8 x 8 pixels .*whole = true .*resize = 64, so"),
+        ((8, 12), {"resize": 16, "crop": 16}, r"shown 16 x 16 of the 16 x 24 .*resize = 8 and no crop, so"),
         ((12, 8), {"resize": 16, "crop": 16}, r"shown 16 x 16 of the 24 x 16"),
     ],
 )

@@ -146,6 +146,16 @@ def test_gather__refuses_a_crop_that_would_lay_maps_beside_the_labels(study):
         run(study, "concepts", "model.preprocessing.crop=16")
 
 
+def test_gather__names_an_image_of_another_size(study):
+    from PIL import Image
+
+    first = rows.gather(load_study(study), "concepts").samples.coords["path"][0]
+    path = study.parent / "concepts" / "images" / str(first)
+    Image.open(path).resize((40, 40)).save(path)
+    with pytest.raises(DataError, match=rf"{path.name} is 40 x 40 pixels, and 32 x 32 were announced"):
+        run(study)
+
+
 def test_gather__refuses_a_named_layer_without_maps(study):
     with pytest.raises(CaptureError, match=r"'6'.*maps"):
         run(study, "concepts", "concepts.layers=['6']")

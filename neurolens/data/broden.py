@@ -57,18 +57,20 @@ def broden(root: Path, *, categories: Sequence[str] | None = None, split: str | 
         if split is not None and row["split"] != split:
             continue
         named = {category: _cell(root, line, row, category, numbers) for category in chosen}
-        filled |= {category for category, cell in named.items() if cell}
+        filled |= {category for category, cell in named.items() if any(cell)}  # a cell of 0 names nothing
         if any(named.values()):
             kept.append((line, row))
             positions.append(position)
             cells.append(tuple(one for cell in named.values() for one in cell))
+    if not rows:
+        raise DataError(f"{root / INDEX} lists no image; restore it from the data set")
     empty = [category for category in chosen if category not in filled or not coverage[category]]
     if empty:
         others = [category for category in chosen if category not in empty]
         raise DataError(
             f"no image of {root / INDEX} has anything in {', '.join(map(repr, empty))}"
             + (f" in the split {split!r}" if split is not None else "")
-            + f"; leave it out: categories = {others}"
+            + (f"; leave it out: categories = {others}" if others else "; restore it from the data set")
         )
     (ih, iw), label_size = _sizes(root, kept)
     paths = tuple(row["image"] for _, row in kept)

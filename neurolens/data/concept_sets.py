@@ -1,5 +1,6 @@
 """A set of images whose pixels are labelled with concepts."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,8 @@ from neurolens.data.planes import LARGEST, LabelFiles, Plane
 from neurolens.data.samples import ImageSource, SampleSet, sample_ids
 from neurolens.errors import DataError
 from neurolens.study import Preprocessing
+
+_OPENING = threading.Lock()
 
 Cell = tuple[str | int, ...]
 """The labels of one image: files of planes, and numbers of labels that the whole image has."""
@@ -106,10 +109,23 @@ class ConceptSet:
             concepts=self,
         )
 
-    @cached_property
+    @property
     def masks(self) -> ConceptMasks:
-        """The labels as bitplanes, in the user's cache: `packed`, opened once."""
-        return self.packed()
+        """The labels as bitplanes, in the user's cache: `packed`, opened once; wrong labels are looked for once too."""
+        with _OPENING:
+            found = self._masks
+        if isinstance(found, DataError):
+            raise found
+        return found
+
+    @cached_property
+    def _masks(self) -> ConceptMasks | DataError:
+        try:
+            return self.packed()
+        except DataError as error:
+            if isinstance(error.__cause__, OSError):  # of the cache: it may pass
+                raise
+            return error
 
     def require_whole(self, preprocessing: Preprocessing) -> None:
         """Check that a network's preprocessing shows it all of every image, since labels cover all of it.
@@ -124,12 +140,26 @@ class ConceptSet:
             shorter, longer = preprocessing.resize, int(preprocessing.resize * max(h, w) / min(h, w))
             h, w = (shorter, longer) if h <= w else (longer, shorter)
         if preprocessing.crop is not None and (h, w) != (preprocessing.crop, preprocessing.crop):
-            crop, side = preprocessing.crop, min(self.image_size)
+            crop = preprocessing.crop
+            what = f"is shown {crop} x {crop} of" if crop <= min(h, w) else f"needs {crop} x {crop}, more than"
+            square = self.image_size[0] == self.image_size[1]
             raise DataError(
-                f"the network is shown {crop} x {crop} of the {h} x {w} pixels of each image of {self.name}, and "
-                f"labels cover all of them; set concepts.whole = true to show these images as they are, or "
-                f"model.preprocessing.resize = {side} and no crop, so that none is cut"
+                f"the network {what} the {h} x {w} pixels of each image of {self.name}, and labels cover all of them; "
+                "set concepts.whole = true to show these images as they are, or model.preprocessing.resize = "
+                + (f"{crop}" if square else f"{min(self.image_size)} and no crop")
+                + ", so that none is cut"
             )
+
+    def require_sizes(self, images: int) -> None:
+        """Check that the first images have the size that was announced.
+
+        Raises
+        ------
+        DataError
+            If one has not.
+        """
+        for image in range(min(images, len(self))):
+            self._check_size(image)
 
     def planes(self, image: int) -> list[Plane | int]:
         """Return the labels of one image: planes (h, w) uint16 of label numbers, and numbers that all of it has.

@@ -109,7 +109,8 @@ def axes(
     CaptureError
         If the network does not have the layers, or one that was named has no maps.
     DataError
-        If the network's preprocessing cuts the images, of which labels cover all.
+        If the network's preprocessing cuts the images, of which labels cover all, or an image has another size than
+        was announced.
     """
     from neurolens.store import Axis
 
@@ -117,6 +118,7 @@ def axes(
     assert concepts is not None
     network = shown_to(network, table)
     concepts.require_whole(network.preprocessing)
+    concepts.require_sizes(2)  # of what is shown first; of all when labels are decoded
     with running.prepared(network, device=device, bf16=table.bf16) as module:
         probe = running.first_batch(network, samples, module, device=device)
         found = {"unit": unit_axis(mapped_layers(module, table.layers, probe))}
