@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 from matplotlib.contour import QuadContourSet
 from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer
 from units_cases import Net
 
 from neurolens.data.concepts import open_concepts
@@ -95,6 +96,30 @@ def test_unit_masks__come_at_the_size_of_the_images_too(shapes, colours, found):
     large = remade(shapes, colours, found, [0], images, shape=shapes[0].image_size).masks
     assert large.shape[-2:] == shapes[0].image_size
     assert abs(large.mean() - small.mean()) < 0.05
+
+
+def test_unit_masks__of_tokens_lie_on_the_grid_of_patches(shapes):
+    concepts, masks = shapes
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vit = VisionTransformer(
+            image_size=32, patch_size=4, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=12, num_classes=2
+        )
+    net = Net(vit, Preprocessing(mean=(0, 0, 0), std=(1, 1, 1)))
+    found = dissect(net, concepts.samples(), masks, layers="auto", quantile=0.05, top=3)
+    again = unit_masks(
+        net,
+        concepts.samples(),
+        layers="auto",
+        units=[5],
+        thresholds=found["threshold"][[5]],
+        images=[np.arange(len(masks))],
+        shape=concepts.label_size,
+    )
+    top = found["top_sample"][5]
+    np.testing.assert_allclose(again.largest[0, top], found["top_value"][5], rtol=1e-5)
+    common = sum((masks.planes(i) & again.masks[0, i]).sum() for i in range(len(masks)))
+    assert abs(int(common) - found["intersection"][:, 5].sum()) <= 4  # rounding of another batch
 
 
 def test_unit_masks__says_what_is_wrong(shapes, colours, found):
