@@ -123,3 +123,91 @@ def paired_interval(lost: Any, gained: Any, n: Any, confidence: float = 0.95) ->
     gap = (b - c) / size
     low, high = normal_interval(gap, np.sqrt(b + c - (b - c) ** 2 / size) / size, confidence)
     return np.maximum(low, -1.0), np.minimum(high, 1.0)
+
+
+def benjamini_hochberg(p: Any) -> Any:
+    """Return p-values adjusted so that those at most α have a false discovery rate of at most α.
+
+    Parameters
+    ----------
+    p : array of any shape
+        All are one family. NaN is left out, and does not count.
+
+    Returns
+    -------
+    array of float64, of the same shape
+        NaN where ``p`` is.
+
+    References
+    ----------
+    Benjamini and Hochberg 1995, "Controlling the False Discovery Rate", for independent or positively dependent tests.
+    """
+    from scipy.stats import false_discovery_control
+
+    p = np.asarray(p, dtype=float)
+    out, known = np.full(p.shape, np.nan), np.isfinite(p)
+    if known.any():
+        out[known] = false_discovery_control(p[known])
+    return out
+
+
+def sign_flip_max_t(differences: Any, *, flips: int = 10_000, seed: int = 0) -> Any:
+    """Return p-values of paired t statistics that hold for a whole family: signs are flipped, of all tests together.
+
+    A p-value of at most α is had by chance, in any of the tests, with a probability of at most α, however the tests
+    depend on each other.
+
+    Parameters
+    ----------
+    differences : (n, tests)
+        Of n pairs, symmetric about 0 if there is no effect. NaN is left out, test by test.
+    flips : int
+        Random flips of the n signs. All 2ⁿ are taken instead where that is no more.
+    seed : int
+        Decides the flips, which are the same for all tests.
+
+    Returns
+    -------
+    (tests,) float64
+        (1 + flips whose largest \\|t\\| reaches that of the test) / (flips + 1); the share of all where all are taken.
+        1 where all differences are 0, NaN where there are fewer than two.
+
+    Raises
+    ------
+    SchemaError
+        If there is no flip.
+
+    References
+    ----------
+    Westfall and Young 1993, "Resampling-Based Multiple Testing", single-step maxT; Nichols and Holmes 2002.
+    """
+    if flips < 1:
+        raise SchemaError(f"flips={flips} is no number of random signs; give e.g. 10000")
+    values = np.asarray(differences, dtype=float)
+    known = np.isfinite(values)
+    pairs, n = known.sum(axis=0), len(values)
+    values = np.where(known, values, 0.0)
+    scale = np.abs(values).max(axis=0, initial=0.0)
+    values = values / np.where(scale > 0, scale, 1.0)  # or squares of small ones would be 0
+    squares = (values**2).sum(axis=0)
+
+    def statistic(sums: Any) -> Any:
+        """Return t² / (1 + t²): grows with |t|, and is 1 where all differences are equal."""
+        share = sums**2 / np.where(squares > 0, squares * pairs, 1.0)
+        return share * np.maximum(pairs - 1, 0) / (1 + share * np.maximum(pairs - 2, 0))
+
+    observed = statistic(values.sum(axis=0)) * (1 - 1e-9)  # sums of the same numbers in another order are ties
+    exact = n < 63 and 2**n <= flips
+    reached, total = np.zeros(values.shape[1], dtype=np.int64), 2**n if exact else flips
+    generator, block = np.random.default_rng(seed), max(1, 2**22 // max(n, 1))
+    for start in range(0, total, block):
+        size = min(block, total - start)
+        if exact:
+            bits: Any = np.arange(start, start + size)[:, None] >> np.arange(n) & 1
+        else:
+            drawn = generator.integers(0, 256, (size, -(-n // 8)), dtype=np.uint8)
+            bits = np.unpackbits(drawn, axis=1, count=n)
+        largest = statistic((1.0 - 2.0 * bits) @ values).max(axis=1, initial=0.0)
+        reached += (largest[:, None] >= observed).sum(axis=0)
+    p = reached / total if exact else (1 + reached) / (total + 1)
+    return np.where(pairs > 1, p, np.nan)

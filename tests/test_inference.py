@@ -1,13 +1,21 @@
-"""Bootstrap counts, percentile intervals, bounds of a proportion."""
+"""Bootstrap counts, percentile intervals, bounds of a proportion, corrections for many tests."""
+
+from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
 from neurolens.errors import SchemaError
-from neurolens.inference import binomial_upper, bootstrap_counts, percentile_interval
+from neurolens.inference import (
+    benjamini_hochberg,
+    binomial_upper,
+    bootstrap_counts,
+    percentile_interval,
+    sign_flip_max_t,
+)
 
 
 def test_bootstrap_counts__draw_n_samples_with_replacement_by_seed():
@@ -79,3 +87,59 @@ def test_binomial_upper__knows_nothing_without_trials():
 def test_binomial_upper__errors_name_the_mend(options, message):
     with pytest.raises(SchemaError, match=message):
         binomial_upper(**{"successes": 0, "trials": 5} | options)
+
+
+def test_benjamini_hochberg__is_the_step_up_of_the_paper():
+    p = np.array([[0.01, 0.04, 0.03], [np.nan, 0.005, 0.5]])
+    # sorted .005 .01 .03 .04 .5, times 5 / rank: .025 .025 .05 .05 .5, and no later one is smaller
+    np.testing.assert_allclose(benjamini_hochberg(p), [[0.025, 0.05, 0.05], [np.nan, 0.025, 0.5]])
+    assert np.isnan(benjamini_hochberg([np.nan])).all()
+
+
+def t_statistic(values):
+    """Return |t| of each column, NaN left out."""
+    n = np.isfinite(values).sum(axis=0)
+    return np.abs(np.nanmean(values, axis=0)) / (np.nanstd(values, axis=0, ddof=1) / np.sqrt(n))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(3, 7), st.integers(1, 5))
+def test_sign_flip_max_t__of_few_pairs_is_the_share_of_all_flips(seed, n, tests):
+    generator = np.random.default_rng(seed)
+    values = generator.normal(size=(n, tests)) + generator.normal(size=tests) * 2
+    values[0, 1:] = np.nan  # tests of different size
+    largest = [t_statistic(values * np.array(signs)[:, None]).max() for signs in product([1, -1], repeat=n)]
+    wanted = (np.array(largest)[:, None] >= t_statistic(values) * (1 - 1e-9)).mean(axis=0)
+    np.testing.assert_allclose(sign_flip_max_t(values), wanted)
+
+
+def test_sign_flip_max_t__of_many_pairs_draws_flips():
+    generator = np.random.default_rng(0)
+    values = generator.normal([0, 0.4, 3], size=(30, 3))
+    found = sign_flip_max_t(values, flips=4000, seed=1)
+    largest = [t_statistic(values * generator.choice([1, -1], (30, 1))).max() for _ in range(4000)]
+    wanted = (1 + (np.array(largest)[:, None] >= t_statistic(values)).sum(axis=0)) / 4001
+    np.testing.assert_allclose(found, wanted, atol=0.035)
+    assert found[2] == 1 / 4001
+    np.testing.assert_array_equal(sign_flip_max_t(values, flips=4000, seed=1), found)
+
+
+def test_sign_flip_max_t__has_no_false_alarm_in_a_grid_more_often_than_said():
+    alarms, singly = 0, 0
+    for seed in range(300):
+        values = np.random.default_rng(seed).normal(size=(20, 30))
+        alarms += bool((sign_flip_max_t(values, flips=199, seed=seed) <= 0.05).any())
+        singly += bool((ttest_1samp(values, 0).pvalue <= 0.05).any())
+    assert alarms <= 28  # 15 expected; more than 28 once in 1000
+    assert singly > 200
+
+
+def test_sign_flip_max_t__knows_ties_and_what_cannot_be_told():
+    values = np.array([[0.0, 0.1, np.nan, 1e-200], [0.0, 0.1, 1.0, 3e-200], [0.0, 0.1, np.nan, -2e-200]])
+    np.testing.assert_allclose(sign_flip_max_t(values), [1, 2 / 8, np.nan, 1])
+    np.testing.assert_allclose(sign_flip_max_t(values[:, 3:]), [6 / 8])
+
+
+def test_sign_flip_max_t__needs_flips():
+    with pytest.raises(SchemaError, match="flips=0 is no number of random signs"):
+        sign_flip_max_t(np.ones((3, 1)), flips=0)
