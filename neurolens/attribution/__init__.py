@@ -7,11 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neurolens.attribution.classwise import merge_classes, per_class
+    from neurolens.attribution.controlled import control, split_controls
     from neurolens.attribution.cuts import Cuts, find_cuts
+    from neurolens.attribution.decomposition import decompose
     from neurolens.attribution.gradients import basis_gradients, quadrature
     from neurolens.attribution.maps import attributions, combined, completeness
     from neurolens.attribution.masks import cluster_masks, complements, controls, unions, unit_masks
     from neurolens.attribution.planner import Cost, Plan, plan
+    from neurolens.attribution.statistics import compare, held_out
 
 _HOMES = {
     "Cost": "planner",
@@ -21,12 +25,19 @@ _HOMES = {
     "basis_gradients": "gradients",
     "cluster_masks": "masks",
     "combined": "maps",
+    "compare": "statistics",
     "complements": "masks",
     "completeness": "maps",
+    "control": "controlled",
     "controls": "masks",
+    "decompose": "decomposition",
     "find_cuts": "cuts",
+    "held_out": "statistics",
+    "merge_classes": "classwise",
+    "per_class": "classwise",
     "plan": "planner",
     "quadrature": "gradients",
+    "split_controls": "controlled",
     "unions": "masks",
     "unit_masks": "masks",
 }
@@ -39,12 +50,19 @@ __all__ = [
     "basis_gradients",
     "cluster_masks",
     "combined",
+    "compare",
     "complements",
     "completeness",
+    "control",
     "controls",
+    "decompose",
     "find_cuts",
+    "held_out",
+    "merge_classes",
+    "per_class",
     "plan",
     "quadrature",
+    "split_controls",
     "unions",
     "unit_masks",
 ]
