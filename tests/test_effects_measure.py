@@ -348,7 +348,7 @@ def test_measure__says_what_is_wrong():
     with pytest.raises(DataError, match="no samples"):
         ablated(network, samples.subset([]))
     many = dataclasses.replace(samples, classes=tuple(map(str, range(11))))
-    with pytest.raises(ModelMismatchError, match=r"returned shape \(2, 10\) for 2 samples of 11 classes"):
+    with pytest.raises(ModelMismatchError, match=r"tells 10 classes apart, and the data has 11; name in \[data\] what"):
         ablated(network, many)
     maps = Net(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU()))
     with pytest.raises(ModelMismatchError, match=r"name a factory in \[model\] whose network classifies"):

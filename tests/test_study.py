@@ -255,6 +255,19 @@ def test_study__is_unchanged_by_a_round_trip_through_json(study_file):
     assert Study.model_validate(study.model_dump(mode="json")) == study
 
 
+def test_study__effects_need_what_they_are_measured_on():
+    asked = {"model": {"name": "resnet18"}, "concepts": {"root": "broden"}, "effects": {}}
+    with pytest.raises(ValueError, match=r"there is no \[concepts\] table; add one"):
+        Study.model_validate({"effects": {}})
+    with pytest.raises(
+        ValueError, match=r"on the samples of \[data\], and there is no such table; name those that res"
+    ):
+        Study.model_validate(asked)
+    study = Study.model_validate(asked | {"data": {"source": "folder", "root": "images"}})
+    assert Study.model_validate(study.model_dump(mode="json")) == study
+    assert Study.model_validate({name: asked[name] for name in ("model", "concepts")}).effects is None
+
+
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [

@@ -145,6 +145,11 @@ def logits_of(output: Any, samples: int, classes: int) -> Tensor:
     logits = getattr(output, "logits", output)
     if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == samples and logits.shape[1] >= classes:
         return logits
+    if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == samples:
+        raise ModelMismatchError(
+            f"the network tells {logits.shape[1]} classes apart, and the data has {classes}; name in [data] what it was "
+            "trained on, or correct model.classes"
+        )
     found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
     raise ModelMismatchError(
         f"the network returned {found} for {samples} samples of {classes} classes, and a row of logits for each sample "

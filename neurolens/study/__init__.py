@@ -90,6 +90,11 @@ class Study(Table):
         self._check_seeds()
         if self.effects is not None and self.concepts is None:
             raise ValueError("[effects] are of units whose concepts died, and there is no [concepts] table; add one")
+        if self.effects is not None and "data" not in self.model_fields_set and self.model.name != "digits_convnet":
+            raise ValueError(
+                f"[effects] are measured on the samples of [data], and there is no such table; name those that "
+                f"{self.model.name} was trained on, e.g. source = 'folder' and root"
+            )
         if self.train is not None:
             self._check_written_names(self.train)
         return self
