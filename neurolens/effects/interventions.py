@@ -147,8 +147,8 @@ def logits_of(output: Any, samples: int, classes: int) -> Tensor:
         return logits
     if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == samples:
         raise ModelMismatchError(
-            f"the network tells {logits.shape[1]} classes apart, and the data has {classes}; name in [data] what it was "
-            "trained on, or correct model.classes"
+            f"the network tells {logits.shape[1]} classes apart, and the data has {classes}; name in [data] what the "
+            "network was trained on, or correct model.classes"
         )
     found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
     raise ModelMismatchError(
