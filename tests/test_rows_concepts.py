@@ -38,6 +38,11 @@ def test_run_rows__writes_a_row_of_counts_per_checkpoint_and_nothing_twice(study
     assert np.nanmax(score.values) > 0.02
 
 
+def test_plan__says_how_large_the_cube_will_be(study):
+    plan = rows.plan(rows.gather(load_study(study), "concepts"), None)
+    assert plan.change == "create 11 units × 32 blocks × 28 concepts × 5 categories"
+
+
 def test_run_rows__counts_what_dissect_counts(study):
     from neurolens import checkpoints, models
     from neurolens.dissection.measure import dissect
