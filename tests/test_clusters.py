@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from cluster_cases import best_inertia, blobs, features, same, slow_ari, slow_silhouette, z
+from cube_cases import prepare_units, write_units
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import AgglomerativeClustering, KMeans
@@ -16,9 +17,11 @@ from sklearn.mixture import GaussianMixture
 
 import neurolens.clusters
 from neurolens.attribution import cluster_masks
+from neurolens.backend import open_run
 from neurolens.backend.layers import LayerIndex
 from neurolens.clusters import cluster_stability, cluster_summary, unit_clusters, unit_features
 from neurolens.errors import NonFiniteError, SchemaError
+from neurolens.store import open_store
 
 ROOT = Path(__file__).parent.parent
 METHODS = ["kmeans", "agglomerative", "gmm"]
@@ -147,6 +150,26 @@ def test_unit_clusters__of_a_layer_become_masks():
     assert masks["map"].data.tolist() == ["layer2/k3/0", "layer2/k3/1", "layer2/k3/2"]
     assert masks.shape == (3, 14)
     assert (masks.sum("map") == 1).all()
+
+
+def test_unit_clusters__take_units_as_a_store_opens_them(tmp_path):
+    store = open_store(tmp_path / "s.icechunk", create=True)
+    prepare_units(store)
+    for step in (0, 10):
+        write_units(store, step)
+    ds = unit_features(open_run(str(tmp_path / "s.icechunk"))["units"].to_dataset(), threshold=0)
+    found = unit_clusters(ds, 2)
+    assert found.attrs["run"] == "r"
+    bare = np.stack([ds[name].data for name in ("rate", "mean", "variance")], axis=-1)
+    for layer in ("a", "b"):
+        units = np.flatnonzero(ds["layer"].data == layer)
+        np.testing.assert_array_equal(
+            found.sel(layer=layer), unit_clusters(features(np.asarray(bare)[:, units]), 2).data
+        )
+    summary = cluster_summary(ds, found)
+    assert summary["layer"].data.tolist() == ["b", "a"]
+    np.testing.assert_array_equal(summary["size"].sum("cluster").sel(layer="a"), 6)
+    assert set(cluster_stability(ds, found, starts=2).coords) == {"step", "measured", "k", "layer"}
 
 
 def test_unit_clusters__leave_out_features_that_are_constant():

@@ -124,6 +124,15 @@ def test_unit_features__of_histograms_are_right_but_for_the_bin_of_the_threshold
     assert (abs(found - (a > threshold).mean(axis=0)) <= own + 1e-12).all()
 
 
+def test_unit_features__of_histograms_take_no_part_in_weights():
+    a = np.random.default_rng(0).normal(size=(50, 3))
+    ds = statistics(a).assign(histogram=histogram(a))
+    weighted = ds.assign(n=ds["n"] / 7, n_pos=ds["n_pos"] / 7, m2=ds["m2"] / 7)
+    xr.testing.assert_allclose(unit_features(weighted), unit_features(ds))
+    assert unit_features(ds.chunk({"unit": 1}))["rate"].chunks
+    xr.testing.assert_allclose(unit_features(ds.chunk({"bin": 50})).compute(), unit_features(ds))
+
+
 def test_unit_features__take_a_threshold_at_the_edge_of_a_bin_exactly():
     a = np.array([[0.05], [0.1171875], [0.3], [0.11], [-4.0]])
     found = unit_features(statistics(a).assign(histogram=histogram(a)), threshold=0.109375)

@@ -158,16 +158,19 @@ def _of_statistics(units: xr.Dataset, threshold: float, missing: OnMissing, dim:
     counts = "n_pos" if threshold == 0 else "histogram"
     found = measured(units, "n", "mean", "m2", counts, missing=missing, dim=dim)
     known = (found["n"] > 0) & np.isfinite(found["mean"])
-    above = found["n_pos"] if threshold == 0 else _above(found["histogram"], threshold)
+    rate = found["n_pos"] / found["n"] if threshold == 0 else _above(found["histogram"], threshold)
     return {
-        "rate": (above / found["n"]).where(known),
+        "rate": rate.where(known),
         "mean": found["mean"].where(found["n"] > 0),
         "variance": (found["m2"] / found["n"]).where(found["n"] > 0),
     }
 
 
 def _above(histogram: xr.DataArray, threshold: float) -> xr.DataArray:
-    """Return how many observations are above a threshold, with those of its own bin shared out in proportion."""
+    """Return the share of observations above a threshold, with those of its own bin shared out in proportion.
+
+    Histograms count each observation once, also where `n` adds up weights of texts that count alike.
+    """
     from neurolens.units.histogram import bin_edges
 
     low, high = bin_edges()
@@ -176,5 +179,5 @@ def _above(histogram: xr.DataArray, threshold: float) -> xr.DataArray:
     with np.errstate(invalid="ignore"):
         share = np.where(np.isfinite(low), (high - threshold) / (high - low), low > threshold)
     weight = xr.DataArray(np.nan_to_num(np.clip(share, 0.0, 1.0)), dims="bin")
-    above: xr.DataArray = xr.dot(histogram, weight, dim="bin")
-    return above
+    rate: xr.DataArray = xr.dot(histogram, weight, dim="bin") / histogram.sum("bin", skipna=False)
+    return rate

@@ -182,8 +182,8 @@ def _described(
 ) -> xr.Dataset:
     """Put results together, with the coordinates of the series, k, layers and features."""
     coords: dict[Any, Any] = {"k": labels["k"].variable}
-    along = [(array.dims[0],), ("feature",), ()]
-    coords |= {name: c.variable for name, c in array.coords.items() if c.dims in along and name != "layer"}
+    used = {dim for dims, _ in found.values() for dim in dims}
+    coords |= {name: c.variable for name, c in array.coords.items() if used.issuperset(c.dims) and name != "layer"}
     names = layers_or_one(array).names
     if "layer" in array.coords:
         coords["layer"] = ("layer", np.asarray(names, dtype=np.dtypes.StringDType()))
