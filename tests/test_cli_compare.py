@@ -26,7 +26,7 @@ from neurolens.study.seeds import each_seed
 
 
 def call(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200", "TERM": "dumb"})
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "400", "TERM": "dumb"})
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,24 @@ def test_compare__takes_adopted_tallies_beside_measured_runs(runs: dict[str, Pat
     assert found["low"].isna().all()
 
 
+def test_compare__follows_concepts_as_the_studies_say(make_study: Callable[..., Path], tmp_path: Path) -> None:
+    effects = '\n[concepts]\nroot = "shapes"\n[effects]\ntau = 0.05\nk = 1\n'
+    path = make_study(checkpoints=0, text=conftest.STUDY + effects)
+    store = write_concepts(load_study(path).store.url, drawn(8, 6, 3, 0))
+    said = call("compare", path, "--draws", 0, "--csv", tmp_path / "a.csv")
+    assert "by tau = 0.05, k = 1; reading: paper" in said.output
+    lives = line_of(table_of(tmp_path / "a.csv"), "r", "lives")["value"].item()
+    assert lives == len(concept_events(scores_of(Path(store.url)), tau=0.05, k=1))
+    other = path.with_name("other.toml")
+    text = path.read_text().replace("tau = 0.05", "tau = 0.06")
+    other.write_text(text + '[store]\nurl = "other.icechunk"\n')
+    write_concepts(load_study(other).store.url, drawn(8, 6, 3, 1))
+    refused = call("compare", path, other)
+    assert refused.exit_code == 2
+    assert "follow concepts by other rules, tau = 0.05, 0.06; compare by one: --tau" in refused.stderr
+    assert "by tau = 0.07, k = 1" in call("compare", path, other, "--tau", 0.07, "--draws", 0).output
+
+
 def test_compare__says_what_is_wrong(runs: dict[str, Path], tmp_path: Path) -> None:
     open_store(tmp_path / "empty", create=True)
     conftest._make_store(tmp_path / "samples")
@@ -141,6 +159,11 @@ def test_compare__says_what_is_wrong(runs: dict[str, Path], tmp_path: Path) -> N
         ((runs["one"], runs["one"]), "is named twice"),
         ((runs["one"], "--by", "units"), "did you mean 'unit'"),
         ((runs["one"], "--reading", "papr"), "did you mean 'paper'"),
+        (
+            (runs["one"], "--plot", tmp_path / "curves.foo"),
+            "curves.foo is no file of a picture; name one, e.g. curves.png",
+        ),
+        ((runs["one"], "--missing", "dropp"), "did you mean 'drop'"),
         ((runs["one"], "--draws", -1), "no number of resamples"),
         ((runs["one"], "--tau", 0.9), "run 'one' has no life to look at; lower tau"),
         ((tmp_path / "samples",), "no concepts were measured in this run, it holds samples; measure them"),

@@ -18,6 +18,7 @@ from neurolens.cli import app
 from neurolens.cli.tallies import order_of
 from neurolens.errors import DataError
 from neurolens.store import Axis
+from neurolens.study import load_study
 
 EVENT_COLUMNS = ["unit", "layer", "label", "epoch_birth", "epoch_death", "score_birth", "score_death"]
 
@@ -287,6 +288,29 @@ def test_export_events__tell_functional_deaths_where_effects_were_measured(tmp_p
     said = done("export", "events", store.url, tmp_path / "seed", "--k", 1, "--compat", "seed")
     assert "functional_dead is left empty: conductance was not measured" in said
     assert {line[-1] for line in rows(tmp_path / "seed" / "mortality_events.csv")[1:]} == {""}
+
+
+def test_export_events__follow_concepts_as_the_study_says(tmp_path, make_study):
+    effects = '\n[concepts]\nroot = "shapes"\n[effects]\ntau = 0.08\nk = 2\nreading = "lite"\n'
+    path = make_study(checkpoints=0, text=conftest.STUDY + effects)
+    store = write_concepts(load_study(path).store.url, IOU)
+    said = done("export", "events", path, tmp_path / "a")
+    assert "by tau = 0.08, k = 2; reading: lite" in said
+    done("export", "events", store.url, tmp_path / "b", "--tau", 0.08, "--k", 2, "--reading", "lite")
+    for name in ("mortality_events.csv", "summary.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    said = done("export", "events", path, tmp_path / "c", "--tau", 0.05, "--min-alive", 2)
+    assert "by tau = 0.05, k = 2, at least 2 checkpoints alive; reading: lite" in said
+    assert "by tau = 0.04, k = 3; reading: paper" in done("export", "events", store.url, tmp_path / "d")
+
+
+def test_export_events__leave_out_the_compatibility_of_the_study_if_asked_to(tmp_path, make_study):
+    effects = '\n[concepts]\nroot = "shapes"\n[effects]\ncompat = "seed"\nk = 1\n'
+    path = make_study(checkpoints=0, text=conftest.STUDY + effects)
+    write_concepts(load_study(path).store.url, IOU)
+    assert "by tau = 0.04, k = 1, compat seed; reading: paper" in done("export", "events", path, tmp_path / "a")
+    assert "k = 1; reading: paper" in done("export", "events", path, tmp_path / "b", "--compat", "none")
+    assert "did you mean 'seed'" in refused("export", "events", path, tmp_path / "c", "--compat", "sed")
 
 
 def test_exports__choose_the_cube_that_is_named(tmp_path):

@@ -37,7 +37,7 @@ def opened(study):
 
 
 def call(*words):
-    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200", "TERM": "dumb"})
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "400", "TERM": "dumb"})
 
 
 def test_unit_galleries__shows_the_images_in_the_store_with_masks_that_were_counted(study, opened):
@@ -123,6 +123,7 @@ def test_gallery__writes_a_picture_of_units_at_several_checkpoints(study, tmp_pa
 def test_gallery__tells_of_wrong_units_and_checkpoints(study):
     for words, text in (
         (("--unit", 99), "there is no unit 99; the cube has units 0 to 10"),
+        (("--out", "gallery.foo"), "gallery.foo is no file of a picture; name one, e.g. gallery.png"),
         (("--layer", "4", "--index", 0), "there is no layer '4'"),
         (("--layer", "3"), "go together"),
         (("--unit", 0, "--at", "first"), "--at 'first' is no epoch or step"),

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from neurolens.cli.console import Profile, console, listing, print_whole, say, store_of, study_in
+from neurolens.cli.console import Profile, console, listing, print_whole, require_picture, say, store_of, study_in
+from neurolens.cli.following import (
+    By,
+    Compat,
+    Hysteresis,
+    K,
+    MinAlive,
+    RuleReading,
+    SmoothingWindow,
+    Tau,
+    rule_of_runs,
+    told,
+)
 from neurolens.errors import MissingMeasurementError, StudyError, nearest
 
 if TYPE_CHECKING:
@@ -48,17 +60,14 @@ def compare(
         list[str],
         typer.Argument(metavar="RUN…", help="Stores, or study files: one that lists seeds means all of them."),
     ],
-    tau: Annotated[float, typer.Option("--tau", help="IoU from which a unit detects a concept.")] = 0.04,
-    k: Annotated[int, typer.Option("--k", help="Checkpoints below tau that confirm a death.")] = 3,
-    hysteresis: Annotated[
-        float, typer.Option("--hysteresis", help="Share of tau that a dying one falls below it.")
-    ] = 0,
-    by: Annotated[
-        str | None,
-        typer.Option("--by", help="Follow each concept of a unit (unit-concept, the default), or each unit."),
-    ] = None,
-    reading: Annotated[str, typer.Option("--reading", help="Of IoU: paper, or lite.")] = "paper",
-    compat: Annotated[str | None, typer.Option("--compat", help="'seed': the reference's single event a unit.")] = None,
+    tau: Tau = None,
+    k: K = None,
+    hysteresis: Hysteresis = None,
+    smoothing_window: SmoothingWindow = None,
+    min_alive: MinAlive = None,
+    by: By = None,
+    reading: RuleReading = None,
+    compat: Compat = None,
     missing: Annotated[
         str, typer.Option("--missing", help="Where a checkpoint was not measured: 'error', or 'drop' it.")
     ] = "error",
@@ -77,22 +86,20 @@ def compare(
     from neurolens.mortality import compare as side_by_side
     from neurolens.mortality import logrank
 
-    for option, value, known in (
-        ("--by", by, ("unit-concept", "unit")),
-        ("--reading", reading, ("paper", "lite")),
-        ("--compat", compat, ("seed",)),
-        ("--missing", missing, ("error", "drop")),
-    ):
-        if value is not None and value not in known:
-            raise StudyError(f"{option} {value!r} is unknown; {nearest(value, known)}")
+    if missing not in ("error", "drop"):
+        raise StudyError(f"--missing {missing!r} is unknown; {nearest(missing, ('error', 'drop'))}")
     if draws < 0:
         raise StudyError(f"--draws {draws} is no number of resamples; give 0 for none, or e.g. 100")
-    options: dict[str, Any] = {"tau": tau, "k": k, "hysteresis": hysteresis, "by": by, "compat": compat}
+    given = {"tau": tau, "k": k, "hysteresis": hysteresis, "smoothing_window": smoothing_window}
+    rule = rule_of_runs(runs, profile, given | {"min_alive": min_alive, "by": by, "compat": compat, "reading": reading})
+    if plot is not None:
+        require_picture("--plot", plot)
+    options = {name: value for name, value in rule.items() if name != "reading"} | {"missing": missing}
     found: dict[str, Compared] = {}
     with console.status("reading") as status:
         for name, cube in cubes_of(runs, profile).items():
             status.update(f"reading {escape(name)}")
-            found[name] = _events_of(cube, reading, draws, draw_seed, {**options, "missing": missing})
+            found[name] = _events_of(cube, rule["reading"], draws, draw_seed, options)
         status.update("resampling images" if draws else "comparing")
         compared = side_by_side(
             {name: one.events for name, one in found.items()},
@@ -102,6 +109,7 @@ def compare(
         )
     tests = logrank(_pooled(found), by="run") if len(found) > 1 else None
     _show(compared, tests, found, draws)
+    say(f"by {told(rule)}")
     if csv is not None:
         csv.parent.mkdir(parents=True, exist_ok=True)
         _lines(compared, tests).to_csv(csv, index=False)

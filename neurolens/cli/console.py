@@ -82,6 +82,21 @@ def complain(text: str) -> None:
     complaints.print(f"[bold red]error[/]: {escape(text)}")
 
 
+def require_picture(option: str, path: Path) -> None:
+    """Refuse a file that no picture can be written to, before anything is computed for it.
+
+    Raises
+    ------
+    StudyError
+        If its ending is that of no kind of picture, or it is a folder.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    ending, known = path.suffix.removeprefix(".").lower(), FigureCanvasBase.get_supported_filetypes()
+    if ending not in known or path.is_dir():
+        raise StudyError(f"{option} {path} is no file of a picture; name one, e.g. {path.with_suffix('.png').name}")
+
+
 def study_in(path: Path, profile: str | None = None, overrides: list[str] | None = None) -> "Study":
     """Load the study that a STUDY argument names.
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from neurolens.cli.console import Overrides, Profile, Seed, run_in, say
+from neurolens.cli.console import Overrides, Profile, Seed, require_picture, run_in, say
 from neurolens.errors import StudyError
 
 STRONGEST = 6
@@ -41,6 +41,7 @@ def gallery(
     loaded = run_in(study, profile, overrides, seed)
     positions = _positions(at)
     page = out or study.parent / "gallery.png"
+    require_picture("--out", page)
     from neurolens.backend import open_run
     from neurolens.dissection.choosing import strongest_detectors, unit_positions
     from neurolens.report.galleries import concepts_of, unit_galleries

@@ -7,6 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from neurolens.cli.console import Overrides, Profile, Run, Seed, run_in, say, store_of
+from neurolens.cli.following import (
+    By,
+    Compat,
+    Hysteresis,
+    K,
+    MinAlive,
+    RuleReading,
+    SmoothingWindow,
+    Tau,
+    rule_of_runs,
+    told,
+)
 from neurolens.errors import DataError, MissingMeasurementError, StudyError, nearest
 
 if TYPE_CHECKING:
@@ -126,27 +138,20 @@ def export_events(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="For mortality_events, summary and concept_death_counts (.csv).")
     ],
-    tau: Annotated[float, typer.Option("--tau", help="IoU from which a unit detects a concept.")] = 0.04,
-    k: Annotated[int, typer.Option("--k", help="Checkpoints below tau that confirm a death.")] = 3,
-    hysteresis: Annotated[
-        float, typer.Option("--hysteresis", help="Share of tau that a dying one falls below it.")
-    ] = 0,
-    smoothing_window: Annotated[
-        int, typer.Option("--smoothing-window", help="Checkpoints of a trailing mean of the scores.")
-    ] = 1,
-    min_alive: Annotated[int, typer.Option("--min-alive", help="Alive checkpoints that a life needs to count.")] = 1,
+    tau: Tau = None,
+    k: K = None,
+    hysteresis: Hysteresis = None,
+    smoothing_window: SmoothingWindow = None,
+    min_alive: MinAlive = None,
     window: Annotated[
         int, typer.Option("--window", help="Of migrations, in checkpoints; with --compat seed, in epochs or steps.")
     ] = 3,
     min_delta: Annotated[
         float, typer.Option("--min-delta", help="Of migrations: by how much the mean score must rise.")
     ] = 0.01,
-    by: Annotated[
-        str | None,
-        typer.Option("--by", help="Follow each concept of a unit (unit-concept, the default), or each unit."),
-    ] = None,
-    compat: Annotated[str | None, typer.Option("--compat", help="'seed': the reference's single event a unit.")] = None,
-    reading: Reading = "paper",
+    by: By = None,
+    compat: Compat = None,
+    reading: RuleReading = None,
     missing: Missing = "error",
     cube: Source = None,
     profile: Profile = None,
@@ -157,18 +162,20 @@ def export_events(
     from neurolens.mortality import concept_events, migrations
     from neurolens.mortality import export_events as export
 
-    _one_of("--by", by, ("unit-concept", "unit"))
-    _one_of("--compat", compat, ("seed",))
-    known, keep = _read_as(reading, missing)
+    given = {"tau": tau, "k": k, "hysteresis": hysteresis, "smoothing_window": smoothing_window}
+    rule = rule_of_runs(
+        [run], profile, given | {"min_alive": min_alive, "by": by, "compat": compat, "reading": reading}
+    )
+    known, keep = _read_as(rule["reading"], missing)
     held = _cube_of(run, profile, seed, cube)
     scores = iou(held, reading=known) if held.attrs["cube"] == "concepts" else held
-    options: dict[str, Any] = {"tau": tau, "k": k, "hysteresis": hysteresis, "by": by, "compat": compat}
-    options |= {"smoothing_window": smoothing_window, "min_alive": min_alive, "missing": keep}
+    options = {name: value for name, value in rule.items() if name != "reading"} | {"missing": keep}
     events = concept_events(scores, **options)
     moved = migrations(scores, window=window, min_delta=min_delta, **options)
-    paths = export(events, folder, migrations=moved, functional_dead=_functional(held, events, compat))
+    paths = export(events, folder, migrations=moved, functional_dead=_functional(held, events, rule["compat"]))
     deaths = int((events["end"] == "death").sum())
     say(f"{deaths} deaths; wrote {', '.join(map(str, paths))}")
+    say(f"by {told(rule, adopted=held.attrs['cube'] == 'tallies')}")
 
 
 def export_metrics(
