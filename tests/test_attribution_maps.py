@@ -1,5 +1,8 @@
 """Maps from those of a basis, and what goes through each set of units."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -112,3 +115,9 @@ def test_attributions__say_what_is_missing():
         attributions(basis, found, methods=["salience"])
     with pytest.raises(MissingMeasurementError, match="measure the basis with steps"):
         completeness(basis.drop_vars("integrated_gradients"), found)
+
+
+def test_attribution__combines_maps_without_torch():
+    names = "attributions, combined, completeness, controls, plan"
+    code = f"import sys; from neurolens.attribution import {names}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
