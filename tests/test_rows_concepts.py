@@ -41,6 +41,10 @@ def test_run_rows__writes_a_row_of_counts_per_checkpoint_and_nothing_twice(study
 def test_plan__says_how_large_the_cube_will_be(study):
     plan = rows.plan(rows.gather(load_study(study), "concepts"), None)
     assert plan.change == "create 11 units × 32 blocks × 28 concepts × 5 categories"
+    run(study)
+    fewer = load_study(study, overrides=["concepts.categories=['color']"])
+    change = rows.plan(rows.gather(fewer, "concepts"), rows.open_for_reading(fewer)).change
+    assert "the categories were 5 and are 1" in change
 
 
 def test_run_rows__counts_what_dissect_counts(study):

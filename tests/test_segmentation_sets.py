@@ -209,7 +209,7 @@ def test_segmentation__labels_of_another_shape_are_named(root):
 
 
 def test_segmentation__has_no_splits_and_says_how_to_name_one(root):
-    with pytest.raises(DataError, match=r"split = 'val' goes with Broden.*images='images/val'"):
+    with pytest.raises(DataError, match=r"split = 'val' goes with Broden.*images = 'images/val'"):
         open_concepts(root, split="val")
     with pytest.raises(DataError, match=r"no category 'parts'; did you mean 'part'"):
         open_concepts(root, categories=("parts",))

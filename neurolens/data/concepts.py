@@ -58,8 +58,8 @@ def open_concepts(
     if layout is not None or (not (root / INDEX).is_file() and not variants and (root / Layout.names).is_file()):
         if split is not None:
             raise DataError(
-                f"split = {split!r} goes with Broden; of a segmentation data set, name the folders of that split: "
-                f"Layout(images='images/{split}', labels=('labels/{split}',))"
+                f"split = {split!r} goes with Broden; of a segmentation data set, name the folders of that split in "
+                f"the layout, concepts.files in a study: images = 'images/{split}', labels = ['labels/{split}']"
             )
         return segmentation(root, layout, categories=categories, size=size)
     if download and not (root / INDEX).is_file() and not [v for v in variants if size is None or f"_{size}" in v.name]:

@@ -18,6 +18,11 @@ from neurolens.store.records import Axis, Wanted, blocked, main_dims
 from neurolens.store.shapes import MAX_CHUNK
 
 
+def plural(dim: str) -> str:
+    """Return the word for several entries of a dim."""
+    return {"category": "categories", "class": "classes"}.get(dim, f"{dim}s")
+
+
 def check(wanted: Wanted, reserved: frozenset[str]) -> None:
     """Raise SchemaError if the axes contradict themselves, or the measured variables need others."""
     cube = wanted.cube
@@ -91,7 +96,7 @@ def reasons_to_renew(group: zarr.Group, wanted: Wanted) -> list[str]:
         if compare(group, dim, wanted.axes[dim]) == "other":
             before, now = array_in(group, dim).shape[0], len(wanted.axes[dim])
             how = f"were {before} and are {now}" if before != now else "are other ones"
-            out.append(f"the {dim}s {how}")
+            out.append(f"the {plural(dim)} {how}")
     return out
 
 

@@ -189,17 +189,10 @@ def _compare(root: zarr.Group, wanted: Wanted) -> _Change:
     return _Change("; ".join(texts + _differences(group, wanted, bool(added))), added=added)
 
 
-_PLURALS = {"category": "categories", "class": "classes"}
-
-
 def _extent(wanted: Wanted) -> str:
     """Say how large a cube is to be, but for its series."""
     sizes = [] if wanted.samples is None else [f"{len(wanted.samples)} samples"]
-    sizes += [
-        f"{len(axis)} {_PLURALS.get(dim, f'{dim}s')}"
-        for dim, axis in wanted.axes.items()
-        if dim in main_dims(wanted.cube)
-    ]
+    sizes += [f"{len(axis)} {axes.plural(dim)}" for dim, axis in wanted.axes.items() if dim in main_dims(wanted.cube)]
     return " × ".join(sizes)
 
 
