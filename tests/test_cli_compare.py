@@ -26,7 +26,7 @@ from neurolens.study.seeds import each_seed
 
 
 def call(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "400", "TERM": "dumb"})
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200", "TERM": "dumb"})
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +132,8 @@ def test_compare__takes_adopted_tallies_beside_measured_runs(runs: dict[str, Pat
     found = line_of(table_of(tmp_path / "table.csv"), "published", "lives")
     assert found["value"].item() == len(events)
     assert found["low"].isna().all()
+    assert "by tau = 0.04, k = 1; reading: paper" in result.output
+    assert "reading: as adopted" in call("compare", target.url, "--k", 1).output
 
 
 def test_compare__follows_concepts_as_the_studies_say(make_study: Callable[..., Path], tmp_path: Path) -> None:

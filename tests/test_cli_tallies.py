@@ -290,6 +290,16 @@ def test_export_events__tell_functional_deaths_where_effects_were_measured(tmp_p
     assert {line[-1] for line in rows(tmp_path / "seed" / "mortality_events.csv")[1:]} == {""}
 
 
+def test_import_tallies__tell_which_folders_they_pass_over(tmp_path):
+    folder = tree(tmp_path / "dissection")
+    (folder / "epoch_0").rename(folder / "start")
+    (folder / "notes").mkdir()
+    said = done("import", "tallies", folder, "--store", tmp_path / "a.icechunk", "--pattern", "epoch_{epoch}")
+    assert "2 checkpoints by epoch" in said
+    assert "passed over, with a tally.csv in them: start" in said
+    assert "notes" not in said
+
+
 def test_export_events__follow_concepts_as_the_study_says(tmp_path, make_study):
     effects = '\n[concepts]\nroot = "shapes"\n[effects]\ntau = 0.08\nk = 2\nreading = "lite"\n'
     path = make_study(checkpoints=0, text=conftest.STUDY + effects)

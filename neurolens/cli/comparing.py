@@ -53,6 +53,7 @@ class Compared:
 
     events: "pd.DataFrame"
     draws: Any
+    adopted: bool = False
 
 
 def compare(
@@ -109,7 +110,7 @@ def compare(
         )
     tests = logrank(_pooled(found), by="run") if len(found) > 1 else None
     _show(compared, tests, found, draws)
-    say(f"by {told(rule)}")
+    say(f"by {told(rule, adopted=all(one.adopted for one in found.values()))}")
     if csv is not None:
         csv.parent.mkdir(parents=True, exist_ok=True)
         _lines(compared, tests).to_csv(csv, index=False)
@@ -170,7 +171,7 @@ def _events_of(cube: "xr.Dataset", reading: Any, draws: int, seed: int, options:
     from neurolens.mortality import concept_events
 
     if cube.attrs["cube"] != "concepts":
-        return Compared(concept_events(cube, **options), None)
+        return Compared(concept_events(cube, **options), None, adopted=True)
     from neurolens.dissection import image_draws, iou
 
     events = concept_events(iou(cube, reading=reading), **options)

@@ -74,6 +74,7 @@ def import_tallies(
     Of each category only the best concept is known; one that another displaces is censored, and not dead.
     """
     from neurolens.mortality import read_tallies
+    from neurolens.mortality.tally_places import folders_with_tables
     from neurolens.rows.adopting_tallies import adopt_tallies
     from neurolens.store import open_store
 
@@ -94,6 +95,10 @@ def import_tallies(
         f"{found.sizes[series]} checkpoints by {series}, {found.sizes['unit']} units of "
         f"{', '.join(dict.fromkeys(found['layer'].values.tolist()))}"
     )
+    taken = set(found["checkpoint"].values.tolist())
+    left = [place.name for place in folders_with_tables(folder) if place.name not in taken]
+    if left:
+        say(f"passed over, with a tally.csv in them: {', '.join(left)}")
     store = open_store(url, endpoint=endpoint, region=region, create=True)
     run = name or str(store.attributes().get("run") or folder.resolve().name)
     written, known = adopt_tallies(found, store, run=run)

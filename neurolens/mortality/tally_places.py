@@ -49,7 +49,7 @@ def places_in(
         raise DataError("found both an order and a pattern; give the one or the other")
     if dim is not None and dim not in ("epoch", "step"):
         raise DataError(f"dim={dim!r} is unknown; {nearest(dim, ('epoch', 'step'))}")
-    folders = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    folders = {p.name: p for p in _folders(root)}
     if order is not None:
         places = _ordered(root, folders, order)
         series = dim or "epoch"
@@ -131,6 +131,15 @@ def _by_pattern(folders: Mapping[str, Path], pattern: str) -> tuple[dict[str, tu
     return {name: tuple(map(int, match.groups())) for name, match in matches.items() if match}, fields
 
 
+def folders_with_tables(root: Path) -> list[Path]:
+    """Return the folders that may be checkpoints, since there is a table in them, in natural order of their names."""
+    return sorted((p for p in _folders(root) if _tables(p)), key=lambda p: natural(p.name))
+
+
+def _folders(root: Path) -> list[Path]:
+    return [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+
+
 def _tables(folder: Path) -> list[Path]:
     return [p for p in (folder / FILE, *sorted(folder.glob(f"*/{FILE}"))) if p.is_file()]
 
@@ -147,7 +156,8 @@ def layers_in(places: Sequence[Place], layers: Sequence[str] | None) -> list[str
     if not any(_tables(place.path) for place in places):
         raise DataError(f"there is no {FILE} in {listed([p.path for p in places])}; name the folder that holds them")
     raise DataError(
-        f"{places[0].path / FILE} lies in no folder of a layer, so its layer is unknown; name it: layers=['layer4']"
+        f"{places[0].path / FILE} lies in no folder of a layer, so its layer is unknown; name it: "
+        "layers=['layer4'] (--layer layer4)"
     )
 
 
