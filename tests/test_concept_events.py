@@ -274,8 +274,10 @@ def test_concept_events__say_what_is_wrong_with_scores():
         concept_events(by_unit()["score"], by="unit-concept")
     with pytest.raises(SchemaError, match="dim 'draw' that cannot be followed"):
         concept_events(drawn().expand_dims(draw=2))
-    with pytest.raises(SchemaError, match="neither `iou` nor `score` among"):
+    with pytest.raises(SchemaError, match=r"neither `iou` nor `score` among .*; pass the IoU .*, neurolens.iou\(ds\)"):
         concept_events(xr.Dataset({"intersection": ("epoch", [1.0])}))
+    with pytest.raises(SchemaError, match="neither `iou` nor `score` among mean; take the cube of concepts, or of"):
+        concept_events(xr.Dataset({"mean": ("epoch", [1.0])}))
     with pytest.raises(SchemaError, match="found a list"):
         concept_events([0.1])
 

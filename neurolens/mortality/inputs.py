@@ -188,8 +188,10 @@ def _taken(
         if name in scores:
             found = scores[name].assign_attrs(provenance | scores[name].attrs)
             return found, labels if labels is not None else (scores.get("label") if name == "score" else None)
-    mend = "; pass the IoU of its counts" if "intersection" in scores else ""
-    raise SchemaError(f"there is neither `iou` nor `score` among {listed([str(n) for n in scores.data_vars])}{mend}")
+    mend = "take the cube of concepts, or of tallies"
+    if "intersection" in scores:
+        mend = "pass the IoU of its counts, neurolens.iou(ds), or call it as a method of ds.lens"
+    raise SchemaError(f"there is neither `iou` nor `score` among {listed([str(n) for n in scores.data_vars])}; {mend}")
 
 
 def _measured(
