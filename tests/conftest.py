@@ -9,6 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several workers share the cores
+    for size in ("COLUMNS", "LINES"):  # of no terminal
+        os.environ.pop(size, None)
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,7 @@ import pytest
 Truth = dict[str, np.ndarray]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep on one worker the tests of a file, and all that use the Prefect server: it is started once."""
     for item in items:
