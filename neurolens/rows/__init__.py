@@ -12,10 +12,9 @@ from neurolens.rows.materials import (
     device,
     gather,
     gather_all,
-    open_for_reading,
-    open_for_writing,
     threads,
 )
+from neurolens.rows.opening import open_for_reading, open_for_writing
 from neurolens.rows.planning import Plan, Row, State, key, plan, prepare
 from neurolens.rows.working import Outcome, Result, may_pass, measure_row, provenance, run_rows
 

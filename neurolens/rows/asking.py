@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from neurolens import schema
+from neurolens.rows.opening import open_for_reading
 from neurolens.rows.remembering import remembered
 from neurolens.study import Study
 
@@ -52,8 +53,6 @@ def asked(study: Study, series: "Series") -> Asked:
     DataError
         If the user's cache cannot be written.
     """
-    from neurolens.rows.materials import open_for_reading
-
     table = study.effects
     assert table is not None
     store = open_for_reading(study)

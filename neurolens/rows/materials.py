@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from neurolens.checkpoints import Checkpoint, Series
     from neurolens.data import SampleSet
     from neurolens.models import Network
-    from neurolens.store import Axis, Store
+    from neurolens.store import Axis
 
 MEASURES = {
     "samples": "neurolens.samples.measure",
@@ -190,33 +190,6 @@ def gather_all(study: Study, names: Iterable[str]) -> Iterator[Materials]:
     for name in names:
         materials = gather(study, name, beside=materials)
         yield materials
-
-
-def open_for_reading(study: Study) -> "Store | None":
-    """Open the study's store for reading, or return None if there is none yet."""
-    from icechunk import Repository
-
-    from neurolens import store
-    from neurolens.store import repository
-
-    table = study.store
-    if repository.is_s3(table.url):
-        with repository.explained(table.url):
-            found = Repository.exists(repository.storage(table.url, endpoint=table.endpoint, region=table.region))
-    else:
-        folder = repository.local_path(table.url)
-        found = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
-    if not found:
-        return None
-    return store.open_store(table.url, endpoint=table.endpoint, region=table.region, readonly=True)
-
-
-def open_for_writing(study: Study) -> "Store":
-    """Open the study's store for writing; create it if there is none."""
-    from neurolens import store
-
-    table = study.store
-    return store.open_store(table.url, endpoint=table.endpoint, region=table.region, create=True)
 
 
 def threads(compute: Compute) -> int:
