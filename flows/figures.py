@@ -1,11 +1,12 @@
 """The key figures of a cube, as markdown for the UI."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import xarray as xr
 
 from neurolens import detectors, dormancy_summary, rows
-from neurolens.study import Study
+from neurolens.study import Effects, Study
 
 LAST = 5
 """Of how many checkpoints, the last ones, figures are shown."""
@@ -18,7 +19,7 @@ def key_figures(study: Study, plan: rows.Plan, summary: str) -> str:
     tables: dict[str, Callable[[xr.Dataset, str], list[str]]] = {
         "samples": _of_samples,
         "units": _of_units,
-        "concepts": _of_concepts,
+        "concepts": partial(_of_concepts, effects=study.effects),
     }
     if plan.cube not in tables:
         return "\n".join(lines)
@@ -51,11 +52,12 @@ def _of_units(ds: xr.Dataset, series: str) -> list[str]:
     return ["", f"share of {units} units in {layers} layers that are dormant", *_table((series, *words), lines)]
 
 
-def _of_concepts(ds: xr.Dataset, series: str) -> list[str]:
+def _of_concepts(ds: xr.Dataset, series: str, effects: Effects | None) -> list[str]:
     if not ds["measured"].any():
         return []
     last = ds.isel({series: ds["measured"].values}).isel({series: slice(-LAST, None)})
-    found = detectors(last).compute()
+    rule = effects or Effects()  # by which the study's pictures follow concepts too
+    found = detectors(last, tau=rule.tau, reading=rule.reading).compute()
     names = [str(name) for name in found["category"].values.tolist()]
     counts = found["n_detectors"].transpose(series, "category").values
     lines = (
@@ -64,7 +66,7 @@ def _of_concepts(ds: xr.Dataset, series: str) -> list[str]:
             last[series].values, counts, found["total_detectors"].values, found["total_unique"].values
         )
     )
-    words = f"units, of {last.sizes['unit']}, that detect a concept: IoU of {found.attrs['iou_tau']:g}, paper reading"
+    words = f"units, of {last.sizes['unit']}, that detect a concept: IoU of {rule.tau:g}, {rule.reading} reading"
     return ["", words, *_table((series, *names, "all", "different concepts"), lines)]
 
 

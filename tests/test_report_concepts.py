@@ -140,6 +140,13 @@ def test_key_figures__give_detectors_by_category_at_the_last_checkpoints(tmp_pat
     assert [line[0] for line in cells] == [1, 2, 3, 4, 5]
     assert [line[-2] for line in cells] == found["total_detectors"].values.tolist()
     assert [line[1:-2] for line in cells] == found["n_detectors"].values.tolist()
+    assert "IoU of 0.04, paper reading" in text
+    path.write_text(STUDY + '[effects]\ntau = 0.1\nreading = "lite"\n')
+    study = load_study(path)
+    text = key_figures(study, rows.plan(rows.gather(study, "concepts"), rows.open_for_reading(study)), "done")
+    assert "IoU of 0.1, lite reading" in text
+    last = detectors(cube.isel(epoch=-1), tau=0.1, reading="lite").compute()
+    assert f"| {last['total_detectors'].item()} | {last['total_unique'].item()} |" in text.splitlines()[-1]
 
 
 def test_functional_figures__count_deaths_that_were_measured():
