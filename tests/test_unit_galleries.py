@@ -37,7 +37,7 @@ def opened(study):
 
 
 def call(*words):
-    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "400", "TERM": "dumb"})
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200", "TERM": "dumb"})
 
 
 def test_unit_galleries__shows_the_images_in_the_store_with_masks_that_were_counted(study, opened):
@@ -169,3 +169,23 @@ def test_plot__goes_on_without_galleries_where_checkpoints_are_gone(study, tmp_p
     assert result.exit_code == 0, result.output
     assert "There are no galleries of units: " in result.output
     assert (tmp_path / "plots" / "concept_detectors.png").exists()
+
+
+def test_gallery_plot_and_report__of_steps_that_know_their_epochs_are_by_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    named = '[checkpoints]\npattern = "epoch_{epoch}_iter_{step}.pt"\n[concepts]'
+    rule = "threshold_from = 20\n[effects]\nk = 1\ntau = 0.08\nsamples = 12\n"
+    path = write_study(tmp_path / "run", checkpoints=0, text=STUDY.replace("[concepts]", named) + rule)
+    for step in (0, 10, 20, 30):
+        write_checkpoint(path.parent, step).rename(path.parent / "checkpoints" / f"epoch_{step // 20}_iter_{step}.pt")
+    run(path)
+    run(path, "effects")
+    out = tmp_path / "gallery.png"
+    told = call("gallery", path, "--unit", 3, "--at", "0,20", "--out", out)
+    assert told.exit_code == 0, told.output
+    assert out.stat().st_size > 10_000
+    for words in (("plot", path, "--out", tmp_path / "plots"), ("report", path, "--out", tmp_path / "page.html")):
+        told = call(*words)
+        assert told.exit_code == 0, told.output
+    assert (tmp_path / "plots" / "unit_galleries.png").exists()
+    assert (tmp_path / "plots" / "concept_effects.png").exists()

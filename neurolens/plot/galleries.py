@@ -53,7 +53,8 @@ def unit_gallery(
     lacking = [name for name in ("image", "mask", "largest", "score", "label") if name not in shown]
     if lacking:
         raise SchemaError(f"found {sorted(map(str, shown.data_vars))}, and {lacking[0]!r} is drawn; {_MEND}")
-    series = dim or next((d for d in schema.SERIES_DIMS if d in shown.dims or d in shown.coords), None)
+    known = [d for where in (shown.dims, shown.coords) for d in schema.SERIES_DIMS if d in where]
+    series = dim or next(iter(known), None)  # along a series of steps, epochs are a coordinate
     dims = [d for d in ("unit", series) if d is not None]
     strips = _strips(shown.expand_dims([d for d in dims if d not in shown.dims and d in shown.coords]), dims)
     if not strips:
