@@ -29,23 +29,25 @@ COMPOSE = FILE.with_name("compose.yaml")
 INTERVAL = 15
 
 
-def deployment() -> dict[str, Any]:
-    (only,) = yaml.safe_load(FILE.read_text())["deployments"]
-    return dict(only)
+def deployment(name: str) -> dict[str, Any]:
+    (found,) = (d for d in yaml.safe_load(FILE.read_text())["deployments"] if d["name"] == name)
+    return dict(found)
 
 
-def test_prefect_yaml__has_both_schedules_and_runs_one_at_a_time() -> None:
-    found = deployment()
+@pytest.mark.parametrize(("name", "kinds"), [("refresh", {"interval", "cron"}), ("concepts", {"interval"})])
+def test_prefect_yaml__has_schedules_and_runs_one_at_a_time(name: str, kinds: set[str]) -> None:
+    found = deployment(name)
     assert found["entrypoint"] == "neurolens.flows.refresh:refresh"
-    assert {key for schedule in found["schedules"] for key in schedule} >= {"interval", "cron"}
+    assert {key for schedule in found["schedules"] for key in schedule} >= kinds
     assert found["concurrency_limit"] == 1
     assert found["work_pool"]["name"] == "local"
 
 
-def test_prefect_yaml__names_parameters_of_the_flow() -> None:
+@pytest.mark.parametrize("name", ["refresh", "concepts"])
+def test_prefect_yaml__names_parameters_of_the_flow(name: str) -> None:
     from neurolens.flows.refresh import refresh
 
-    assert set(deployment()["parameters"]) <= set(refresh.parameters.properties)
+    assert set(deployment(name)["parameters"]) <= set(refresh.parameters.properties)
 
 
 def test_compose_yaml__has_server_database_and_worker() -> None:
@@ -68,7 +70,7 @@ def test_refresh__a_scheduled_run_measures_a_checkpoint_added_meanwhile(
     before = {row.position: row for row in store.ledger("samples").rows()}
 
     settings = yaml.safe_load(FILE.read_text())
-    (only,) = settings["deployments"]
+    settings["deployments"] = [only] = [d for d in settings["deployments"] if d["name"] == "refresh"]
     only["parameters"]["file"] = path.name
     only["schedules"] = [{"interval": INTERVAL}, *[s for s in only["schedules"] if "cron" in s]]
     chosen = path.parent / "prefect.yaml"
