@@ -293,6 +293,8 @@ def test_init_study__writes_a_study_that_loads_with_each_of_its_profiles(tmp_pat
         assert Study.model_validate_json(study.model_dump_json()) == study
         assert (study.units if template in OF_UNITS else study.samples) is not None
         assert (study.concepts is not None) == (study.effects is not None) == (template in OF_CONCEPTS)
+        if study.effects is not None and study.effects.compat:  # what its functional deaths are told by
+            assert study.effects.conductance
         stores.add(study.store.url)
     assert len(stores) > 1 or template == "digits"
 
