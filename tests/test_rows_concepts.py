@@ -257,3 +257,16 @@ def test_run_rows__shows_images_whole_where_the_network_was_trained_on_crops(stu
     plain = neurolens.open_run(study.parent / "other.icechunk")["concepts"].to_dataset()
     np.testing.assert_array_equal(cropping["intersection"], plain["intersection"])
     np.testing.assert_array_equal(cropping["threshold"], plain["threshold"])
+
+
+def test_run__of_effects_alone_says_why_there_are_none(tmp_path):
+    from typer.testing import CliRunner
+
+    from neurolens.cli import app
+
+    path = write_study(tmp_path / "run", text=STUDY + "[effects]\ntau = 0.99\n")
+    for expected in ("effects wait for concepts: no checkpoint", "effects are of units whose concepts died; none has"):
+        told = CliRunner().invoke(app, ["run", str(path), "--only", "effects"], env={"COLUMNS": "200"})
+        assert told.exit_code == 0
+        assert expected in told.output
+        run(path)

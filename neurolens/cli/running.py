@@ -33,6 +33,8 @@ def run(
 
     loaded = study_in(study, profile, overrides) if seed is None else run_in(study, profile, overrides, seed)
     outcome = run_study(loaded, None if only is None else tuple(name.strip() for name in only.split(",")))
+    for note in outcome.notes:
+        say(note)
     say(outcome.summary)
     if outcome.failed:
         raise typer.Exit(ROWS_FAILED)
@@ -121,6 +123,7 @@ def nothing_to_do(study: "Study", names: tuple[str, ...]) -> Outcome | None:
             if plan.todo or plan.change:
                 return None
             outcome.reused += len(plan.rows)
+            outcome.notes |= dict.fromkeys(() if plan.rows else plan.notes[-1:])
     except MissingCheckpointError:
         if "train" in names:
             return None

@@ -27,13 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """What a run of a study did: rows by outcome over all cubes, and who failed for which reasons, each said once."""
+    """What a run of a study did: rows by outcome over all cubes, and who failed for which reasons, each said once.
+
+    ``notes`` say why a cube has no rows at all, where nothing was to be done.
+    """
 
     computed: int = 0
     reused: int = 0
     epochs: int = 0
     failed: int = 0
     reasons: dict[tuple[str, str], None] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
 
     def failure(self, who: str, why: str) -> None:
         """Count a failure; the same checkpoint may fail for the same reason in several cubes and blocks."""
@@ -47,6 +51,7 @@ class Outcome:
         self.epochs += other.epochs
         self.failed += other.failed
         self.reasons |= other.reasons
+        self.notes |= other.notes
 
     @property
     def summary(self) -> str:
