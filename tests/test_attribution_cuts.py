@@ -9,7 +9,7 @@ from attribution_cases import Product, dense_net, pictures, residual_net, vision
 from torch import nn
 
 from neurolens.attribution import find_cuts
-from neurolens.attribution.cuts import Through, _Peak, differentiable
+from neurolens.attribution.cuts import Peak, Through, differentiable
 from neurolens.errors import CaptureError, DataError, ModelMismatchError, NonFiniteError
 
 
@@ -85,7 +85,7 @@ def test_find_cuts__counts_what_a_point_holds(width):
 
 
 def test_peak__falls_when_tensors_are_freed():
-    with (peak := _Peak()):
+    with (peak := Peak()):
         for _ in range(5):
             held = torch.zeros(1000)
             held = held + 1

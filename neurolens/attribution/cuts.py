@@ -151,7 +151,7 @@ def find_cuts(module: nn.Module, names: Sequence[str], x: Tensor, *, tolerance: 
     named = [name if set("*?[#") & set(name) else f"{name}#0" for name in names]
     with differentiable(module):
         layers = find_layers(module, named, x[:1]) if named else ()
-        points, peak = torch.cat([x[:1], x[:1] / 2]), _Peak()
+        points, peak = torch.cat([x[:1], x[:1] / 2]), Peak()
         with peak:
             run = Through(module, layers, points)
             generator = torch.Generator().manual_seed(0)
@@ -218,7 +218,7 @@ def _axis(layer: Layer) -> int:
     return 1 if layer.tap.flat else layer.axis
 
 
-class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the memory of the tensors that are made inside: what is held at once, at most."""
 
     def __init__(self) -> None:

@@ -151,7 +151,7 @@ def basis_gradients(
     with differentiable(module):
         x = x.detach()
         start = _start(x, baseline)
-        run = _Run(module, layers, rows, WHOLE in names, x, start, *path, explain, _targets(target, x))
+        run = _Run(module, layers, rows, WHOLE in names, x, start, *path, explain, targets_of(target, x))
         total = len(x) * len(run.line)
         for begin in range(0, total, size):
             run.batch(np.arange(begin, min(begin + size, total)))
@@ -211,7 +211,7 @@ class _Run:
         own = rows[first]
         new = self.targets[own] < 0
         self.targets[own[new]] = through.logits[first][new].argmax(dim=1)
-        explained = _explained(through.logits, self.targets[rows], self.explain)
+        explained = explained_of(through.logits, self.targets[rows], self.explain)
         self.ends[1, own] = explained[first].detach().double()
         whole = through.back(explained, whole=self.whole, last=not self.vectors)
         self.backwards += 1
@@ -229,7 +229,7 @@ class _Run:
                 found.append(logits_of(self.module(start), len(start), 1))
                 self.baseline_forwards += 1
         logits = torch.cat(found).expand(len(self.x), -1)
-        self.ends[0] = _explained(logits, self.targets, self.explain).double()
+        self.ends[0] = explained_of(logits, self.targets, self.explain).double()
 
     def _points(self, rows: Tensor, steps: Array, first: Tensor) -> Tensor:
         alphas = torch.as_tensor(self.line[steps], dtype=self.x.dtype, device=self.x.device)
@@ -249,7 +249,7 @@ class _Run:
                 self.at_sample[vector, sample] = found[0]
 
 
-def _explained(logits: Tensor, targets: Tensor, explain: Explained) -> Tensor:
+def explained_of(logits: Tensor, targets: Tensor, explain: Explained) -> Tensor:
     """Return what is explained of each row of logits, (P,)."""
     classes, column = logits.shape[1], targets[:, None]
     if int(targets.max()) >= classes:
@@ -307,7 +307,8 @@ def _start(x: Tensor, baseline: float | Tensor) -> Tensor:
     return start
 
 
-def _targets(target: Any, x: Tensor) -> Tensor:
+def targets_of(target: Any, x: Tensor) -> Tensor:
+    """Return the class of each sample, (B,) int64, −1 where it is to be predicted."""
     if isinstance(target, str):
         if target != "predicted":
             raise SchemaError(f"target={target!r} is unknown; give 'predicted', or the class of each sample")
