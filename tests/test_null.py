@@ -1,9 +1,11 @@
 """Detectors against rotated layers: worked by hand, counted slowly, lazy, and honest about what was not measured."""
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from dormancy_cases import raising
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
@@ -140,6 +142,14 @@ def test_rotation_null__is_lazy_and_blind_to_chunks(chunks, by):
     found = rotation_null(drawn().chunk(chunks), by=by)
     assert all(isinstance(array.data, da.Array) for array in found.data_vars.values())
     xr.testing.assert_allclose(found.compute(), rotation_null(drawn(), by=by))
+
+
+def test_rotation_null__reads_nothing_before_it_is_computed():
+    measured = xr.DataArray(np.ones(drawn().sizes["epoch"], bool), dims="epoch")
+    ds = drawn().chunk({"unit": 2}).assign_coords(measured=measured)  # in memory, as in an opened cube
+    with dask.config.set(scheduler=raising):
+        found = rotation_null(ds, by="layer")
+    xr.testing.assert_allclose(found.drop_vars("measured").compute(), rotation_null(drawn(), by="layer"))
 
 
 def test_rotation_null__at_one_checkpoint_is_that_of_the_series():

@@ -83,7 +83,7 @@ def rotation_null(
     turned = concepts[ROTATED[reading]]
     layers = layers_of(concepts) if by else Layers(("",), np.zeros(concepts.sizes["unit"], np.int64))
     area = concepts["unit_area"].sum(("block", "category"), skipna=False)  # NaN where counts were not measured
-    arrays = [_bare(whole(array)) for array in (score, area, turned)]
+    arrays = [_bare(whole(score)), *(whole(array).drop_vars(list(array.coords)) for array in (area, turned))]
     if arrays[2].chunks is not None:
         arrays[2] = arrays[2].chunk(rotation=-1)
     found = xr.apply_ufunc(
