@@ -108,6 +108,35 @@ def test_iou__is_nan_for_a_dead_unit_and_an_absent_concept_and_never_0():
     assert iou(ds).isel(unit=slice(1, None), concept=slice(3, None)).notnull().any()
 
 
+@pytest.mark.parametrize("chunks", [None, *CHUNKS])
+def test_iou__of_a_silent_unit_is_0_where_asked_and_nothing_else_changes(chunks):
+    ds = drawn()
+    ds["intersection"][1, :, 2], ds["unit_area"][1, :, 2], ds["unit_area_lite"][1, :, 2] = 0, 0, 0
+    ds["intersection"][2, :, 3], ds["unit_area"][2, :, 3], ds["unit_area_lite"][2, :, 3] = np.nan, np.nan, np.nan
+    ds = ds if chunks is None else ds.chunk(chunks)
+    plain, silent = iou(ds).compute(), iou(ds, silent=0).compute()
+    shown = (ds["concept_area"].sum("block") > 0).compute()
+    assert np.isnan(plain[1, 2]).all()
+    assert (silent[1, 2].where(shown[1], 0) == 0).all()
+    assert np.isnan(silent[1, 2].where(~shown[1])).all()
+    assert np.isnan(silent[2, 3]).all()  # what was not measured is no silence
+    fired = (ds["unit_area"].sum(["block", "category"]) > 0).compute()
+    xr.testing.assert_identical(silent.where(fired), plain.where(fired))
+    with pytest.raises(SchemaError, match="neither NaN nor 0"):
+        iou(ds, silent=0.5)
+
+
+def test_iou__silent_units_die_only_where_silence_counts():
+    from neurolens import concept_events
+
+    ds = drawn(epochs=1)
+    ds = xr.concat([ds, *[xr.zeros_like(ds).assign(concept_area=ds["concept_area"])] * 3], "epoch")
+    ds = ds.assign_coords(epoch=range(4))
+    tau = float(iou(ds).isel(epoch=0).quantile(0.9))
+    assert set(concept_events(iou(ds), tau=tau)["end"]) == {"absent"}
+    assert set(concept_events(iou(ds, silent=0), tau=tau)["end"]) == {"death"}
+
+
 def test_iou__of_what_was_not_measured_is_nan():
     ds = drawn()
     ds = ds.where(ds["epoch"] != 1).assign_coords(ds.coords)

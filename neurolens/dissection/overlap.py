@@ -25,7 +25,12 @@ _STRIP = 2**22  # values of all resamples that are held at once (32 MiB)
 
 
 def iou(
-    concepts: xr.Dataset, *, reading: Reading = "paper", by: Literal["block"] | None = None, weights: Any = None
+    concepts: xr.Dataset,
+    *,
+    reading: Reading = "paper",
+    by: Literal["block"] | None = None,
+    weights: Any = None,
+    silent: float = np.nan,
 ) -> xr.DataArray:
     """Intersection over union of every unit's mask with every concept, over the whole data set.
 
@@ -43,13 +48,16 @@ def iou(
         None: over all images. "block": over each block of images by itself.
     weights : (block,), or DataArray with the dim `block` and others
         How often each block counts, as in a bootstrap; absent: once.
+    silent : NaN or 0
+        The IoU of a unit without a mask. NaN: it has none, and a life that ends so ends as ``absent``, censored. 0:
+        nothing of it is where the concept is, so that what falls silent dies.
 
     Returns
     -------
     iou : (series, unit, concept) float64, with `block` or the other dims of ``weights``; lazy if ``concepts`` is
         Dimensionless, 0 to 1. NaN where it was not measured, where the unit has no mask on any image that shows
-        something (a dead unit, or layer), and where no image (that counts, of ``weights``) shows the concept. Of
-        tallies: NaN for all but the best concept of each category.
+        something (a dead unit, or layer) unless ``silent`` is 0, and where no image (that counts, of ``weights``) shows
+        the concept. Of tallies: NaN for all but the best concept of each category.
 
     Raises
     ------
@@ -68,10 +76,12 @@ def iou(
         raise SchemaError(f"reading={reading!r} is unknown; {nearest(str(reading), AREAS)}")
     if by not in (None, "block") or (by and weights is not None):
         raise SchemaError(f"by={by!r} with weights is none of None and 'block'; weights are for sums over blocks")
+    if not (np.isnan(silent) or silent == 0):
+        raise SchemaError(f"silent={silent!r} is neither NaN nor 0; give one of them")
     if is_adopted(concepts):
         return _adopted(concepts, by is not None or weights is not None)
     codes = category_codes(concepts, AREAS[reading], "unit_area", "intersection", "concept_area")
-    score = ratio(concepts, AREAS[reading], codes, by=by, weights=_weights(concepts, weights))
+    score = ratio(concepts, AREAS[reading], codes, by=by, weights=_weights(concepts, weights), silent=silent)
     return _labelled(_ordered(score, concepts["intersection"]), "iou", concepts, reading=reading)
 
 

@@ -19,6 +19,7 @@ def ratio(
     *,
     by: Literal["block"] | None = None,
     weights: xr.DataArray | None = None,
+    silent: float = np.nan,
 ) -> xr.DataArray:
     """Return IoU, (series, unit, concept), with `block` or the other dims of ``weights``; lazy if the counts are.
 
@@ -29,10 +30,11 @@ def ratio(
     codes : (concept,) position of each concept's category
     by : "block", to sum over none
     weights : (…, block), how often each block counts
+    silent : what it is where a unit has no mask
 
     Returns
     -------
-    NaN where a count is, where a unit has no mask, and where no block that counts shows the concept.
+    NaN where a count is, and where no block that counts shows the concept.
     """
     names = ("intersection", area, "concept_area", "unit_area")
     arrays = _aligned([concepts[name] for name in names])
@@ -45,7 +47,7 @@ def ratio(
         *arrays,
         input_core_dims=core,
         output_core_dims=[out],
-        kwargs={"codes": codes, "weights": over, "summed": by is None},
+        kwargs={"codes": codes, "weights": over, "summed": by is None, "silent": silent},
         dask="allowed",
     )
     if weights is not None:
@@ -64,7 +66,7 @@ def _aligned(arrays: list[xr.DataArray]) -> list[xr.DataArray]:
     return [array.copy(data=part.data) for array, part in zip(arrays, parts)]  # coordinates stay as they are
 
 
-def _lazily(*arrays: Any, codes: Any, weights: Any, summed: bool) -> Any:
+def _lazily(*arrays: Any, codes: Any, weights: Any, summed: bool, silent: float) -> Any:
     """Do as `_ratio` does, chunk by chunk. ``dask="parallelized"`` would copy every chunk of the counts."""
     n = arrays[0].ndim - 2
     block, concept, category = n, n + 1, n + 2
@@ -75,7 +77,7 @@ def _lazily(*arrays: Any, codes: Any, weights: Any, summed: bool) -> Any:
         given += [array, (*range(n)[n + 2 - array.ndim :], block, last)]
 
     def one(common: Any, mask: Any, shown: Any, any_mask: Any) -> Any:
-        return _ratio(_whole(common), _whole(mask), _whole(shown), _whole(any_mask), codes, weights, summed)
+        return _ratio(_whole(common), _whole(mask), _whole(shown), _whole(any_mask), codes, weights, summed, silent)
 
     return da.blockwise(  # type: ignore[no-untyped-call]
         one,
@@ -85,7 +87,7 @@ def _lazily(*arrays: Any, codes: Any, weights: Any, summed: bool) -> Any:
         concatenate=False,
         dtype=np.float64,
         meta=np.empty((0,) * (n + 1 + len(new) + (not summed))),
-        name="iou-" + tokenize(*arrays, codes, weights, summed),
+        name="iou-" + tokenize(*arrays, codes, weights, summed, silent),
     )
 
 
@@ -96,7 +98,9 @@ def _whole(piece: Any) -> Any:
     return piece
 
 
-def _ratio(common: Any, mask: Any, shown: Any, any_mask: Any, codes: Any, weights: Any, summed: bool) -> Any:
+def _ratio(
+    common: Any, mask: Any, shown: Any, any_mask: Any, codes: Any, weights: Any, summed: bool, silent: float
+) -> Any:
     """IoU of (…, block, concept), (…, block, category), (…, block, concept) and (…, block, category)."""
 
     def over(counts: Any) -> Any:
@@ -114,5 +118,6 @@ def _ratio(common: Any, mask: Any, shown: Any, any_mask: Any, codes: Any, weight
     union = over(mask)[..., codes] + whole
     union -= both
     union += EPSILON
-    # where both comparisons fail because nothing was measured, the counts are NaN already
-    return np.where(fired & (whole > 0), both / union, np.nan)
+    # where comparisons fail because nothing was measured, the counts are NaN already
+    out = np.where(fired & (whole > 0), both / union, np.nan)
+    return out if np.isnan(silent) else np.where(~fired & (whole > 0) & (both == 0), silent, out)
