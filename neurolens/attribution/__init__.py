@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neurolens.attribution.classwise import merge_classes, per_class
     from neurolens.attribution.controlled import control, split_controls
+    from neurolens.attribution.curves import perturbation_curves
     from neurolens.attribution.cuts import Cuts, find_cuts
     from neurolens.attribution.decomposition import decompose
+    from neurolens.attribution.faithfulness import faithfulness
+    from neurolens.attribution.fills import blur_fill, filled, road_fill
     from neurolens.attribution.gradients import basis_gradients, quadrature
     from neurolens.attribution.maps import attributions, combined, completeness
     from neurolens.attribution.masks import cluster_masks, complements, controls, unions, unit_masks
     from neurolens.attribution.planner import Cost, Plan, plan
+    from neurolens.attribution.scores import entropy, gini, patch_table, ranking, sparsity
     from neurolens.attribution.statistics import compare, held_out
 
 _HOMES = {
@@ -23,6 +27,7 @@ _HOMES = {
     "Plan": "planner",
     "attributions": "maps",
     "basis_gradients": "gradients",
+    "blur_fill": "fills",
     "cluster_masks": "masks",
     "combined": "maps",
     "compare": "statistics",
@@ -31,12 +36,21 @@ _HOMES = {
     "control": "controlled",
     "controls": "masks",
     "decompose": "decomposition",
+    "entropy": "scores",
+    "faithfulness": "faithfulness",
+    "filled": "fills",
     "find_cuts": "cuts",
+    "gini": "scores",
     "held_out": "statistics",
     "merge_classes": "classwise",
+    "patch_table": "scores",
     "per_class": "classwise",
+    "perturbation_curves": "curves",
     "plan": "planner",
     "quadrature": "gradients",
+    "ranking": "scores",
+    "road_fill": "fills",
+    "sparsity": "scores",
     "split_controls": "controlled",
     "unions": "masks",
     "unit_masks": "masks",
@@ -48,6 +62,7 @@ __all__ = [
     "Plan",
     "attributions",
     "basis_gradients",
+    "blur_fill",
     "cluster_masks",
     "combined",
     "compare",
@@ -56,12 +71,21 @@ __all__ = [
     "control",
     "controls",
     "decompose",
+    "entropy",
+    "faithfulness",
+    "filled",
     "find_cuts",
+    "gini",
     "held_out",
     "merge_classes",
+    "patch_table",
     "per_class",
+    "perturbation_curves",
     "plan",
     "quadrature",
+    "ranking",
+    "road_fill",
+    "sparsity",
     "split_controls",
     "unions",
     "unit_masks",
