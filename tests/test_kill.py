@@ -14,6 +14,7 @@ import conftest
 import numpy as np
 import psutil
 import pytest
+from kill_cases import Process, finish, kill, started, write_fake_checkpoints
 
 from neurolens import rows
 from neurolens.rows import working
@@ -72,20 +73,8 @@ for result in rows.run_rows(materials, todo, store):
 """
 
 
-def engine(path: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", ENGINE, str(path)], stdout=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> list[str]:
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    return out.splitlines()[1:]
-
-
-def write_fake_checkpoints(home: Path, count: int, salt: str = "") -> None:
-    (home / "checkpoints").mkdir(exist_ok=True)
-    for epoch in range(count):
-        (home / "checkpoints" / f"epoch_{epoch}.pt").write_text(f"{salt}{epoch}")
+def engine(path: Path) -> Process:
+    return started(ENGINE, path)
 
 
 def change(home: Path) -> None:
@@ -104,17 +93,11 @@ def test_run_rows__survives_kills_at_random_moments(make_study: MakeStudy, store
     finish(engine(undisturbed))
 
     moments = random.Random(0)
-    for kill in range(KILLS):
-        if kill == KILLS // 2:
+    for number in range(KILLS):
+        if number == KILLS // 2:
             finish(engine(killed))
             change(killed.parent)
-        process = engine(killed)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begin\n"
-        time.sleep(moments.uniform(0, 0.25))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        kill(lambda: engine(killed), moments.uniform(0, 0.25))
     finish(engine(killed))
     assert finish(engine(killed)) == []
     stores_equal(load_study(killed).store.url, load_study(undisturbed).store.url)

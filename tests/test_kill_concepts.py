@@ -1,15 +1,12 @@
 """Kill −9 while labels are decoded, thresholds taken and checkpoints dissected: what is left ends as it should."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from concept_study import STUDY, write_study
+from kill_cases import Process, finish, kill, started
 
 from neurolens.study import load_study
 
@@ -31,16 +28,9 @@ for cube in ("concepts", "effects"):
 """
 
 
-def engine(path: Path) -> subprocess.Popen[str]:
-    env = os.environ | {"XDG_CACHE_HOME": str(path.parent / "cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", ENGINE, str(path)], stdout=subprocess.PIPE, text=True, env=env)
-
-
-def finish(path: Path) -> list[str]:
-    process = engine(path)
-    out, _ = process.communicate(timeout=180)
-    assert process.returncode == 0
-    return out.splitlines()[1:]
+def engine(path: Path) -> Process:
+    environment = {"XDG_CACHE_HOME": str(path.parent / "cache"), "OMP_NUM_THREADS": "1"}
+    return started(ENGINE, path, environment=environment)
 
 
 def test_run__of_concepts_and_effects_survives_kills_at_random_moments(
@@ -48,18 +38,12 @@ def test_run__of_concepts_and_effects_survives_kills_at_random_moments(
 ) -> None:
     killed, undisturbed = (write_study(tmp_path / name, checkpoints=4, text=TEXT) for name in ("killed", "undisturbed"))
     began = time.perf_counter()
-    done = finish(undisturbed)
+    done = finish(engine(undisturbed))
     lasted = time.perf_counter() - began
     assert {line.split()[0] for line in done} == {"concepts", "effects"}
     moments = random.Random(1)
     for _ in range(KILLS):
-        process = engine(killed)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begin\n"
-        time.sleep(moments.uniform(0, lasted / 3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    finish(killed)
-    assert finish(killed) == []
+        kill(lambda: engine(killed), moments.uniform(0, lasted / 3))
+    finish(engine(killed))
+    assert finish(engine(killed)) == []
     stores_equal(load_study(killed).store.url, load_study(undisturbed).store.url)

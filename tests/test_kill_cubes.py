@@ -1,10 +1,6 @@
 """Kill −9 in the middle of rows of units, activations and concepts, and two runs at once: stores come out the same."""
 
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +8,7 @@ from pathlib import Path
 import conftest
 import numpy as np
 import pytest
+from kill_cases import Process, finish, kill, started, write_fake_checkpoints
 
 from neurolens.study import load_study
 
@@ -105,20 +102,8 @@ for cube in sys.argv[2:]:
 """
 
 
-def engine(path: Path, *cubes: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", ENGINE, str(path), *cubes], stdout=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> list[str]:
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    return out.splitlines()[1:]
-
-
-def write_fake_checkpoints(home: Path, count: int, salt: str = "") -> None:
-    (home / "checkpoints").mkdir(exist_ok=True)
-    for epoch in range(count):
-        (home / "checkpoints" / f"epoch_{epoch}.pt").write_text(f"{salt}{epoch}")
+def engine(path: Path, *cubes: str) -> Process:
+    return started(ENGINE, path, *cubes)
 
 
 def change(home: Path) -> None:
@@ -140,17 +125,11 @@ def test_run_rows__of_more_than_samples_survive_kills_at_random_moments(
     finish(engine(undisturbed, cube))
 
     moments = random.Random(0)
-    for kill in range(KILLS):
-        if kill == KILLS // 2:
+    for number in range(KILLS):
+        if number == KILLS // 2:
             finish(engine(killed, cube))
             change(killed.parent)
-        process = engine(killed, cube)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begin\n"
-        time.sleep(moments.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        kill(lambda: engine(killed, cube), moments.uniform(0, 0.15))
     finish(engine(killed, cube))
     assert finish(engine(killed, cube)) == []
     stores_equal(load_study(killed).store.url, load_study(undisturbed).store.url)
