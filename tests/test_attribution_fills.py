@@ -16,9 +16,10 @@ def masks(n=2, side=8, share=0.3, seed=0):
 
 
 FILLS = ["zero", "mean", "blur", "road", 0.5, torch.tensor([1.0, 2, 3]).view(3, 1, 1), partial(road_fill, noise=0)]
+NAMES = ["zero", "mean", "blur", "road", "number", "tensor", "function"]
 
 
-@pytest.mark.parametrize("fill", FILLS, ids=str)
+@pytest.mark.parametrize("fill", FILLS, ids=NAMES)
 def test_filled__leaves_the_rest(fill):
     x, away = pictures(side=8), masks()
     before = x.clone()
@@ -30,7 +31,7 @@ def test_filled__leaves_the_rest(fill):
     assert torch.equal(filled(x, torch.zeros_like(away), fill), x)
 
 
-@pytest.mark.parametrize("fill", FILLS, ids=str)
+@pytest.mark.parametrize("fill", FILLS, ids=NAMES)
 def test_filled__of_one_does_not_depend_on_others(fill):
     x, away = pictures(4, side=8), masks(4)
     torch.testing.assert_close(filled(x, away, fill)[2:3], filled(x[2:3], away[2:3], fill))
