@@ -23,14 +23,6 @@ import pytest
 Truth = dict[str, np.ndarray]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep on one worker the tests of a file, and all that use the Prefect server: it is started once."""
-    for item in items:
-        server = "prefect_server" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("prefect" if server else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def make_store() -> Callable[..., Truth]:
     """Return a function that writes a store of random numbers and returns what opening it must give."""

@@ -274,9 +274,10 @@ def test_build__says_how_a_model_that_is_not_here_may_be_fetched(download, mend,
 
 
 def test_build__names_the_extra_that_is_absent(monkeypatch, saved):
+    folder = saved("gpt2")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtraError, match=r"needs transformers, .* pip install 'neurolens\[text\]'"):
-        build(saved("gpt2"))
+        build(folder)
 
 
 def test_shown__fills_batches_on_the_right_and_keeps_order(saved):
