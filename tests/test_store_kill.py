@@ -16,7 +16,7 @@ from neurolens.store import open_store
 
 
 def start(url: Path, version: int, epochs: list[int]) -> "subprocess.Popen[str]":
-    command = [sys.executable, store_cases.__file__, str(url), str(version), *map(str, epochs)]
+    command = [sys.executable, "-X", "faulthandler", store_cases.__file__, str(url), str(version), *map(str, epochs)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
