@@ -1,5 +1,6 @@
 """Icechunk repositories: where they are, how they are opened and created, and what their errors mean."""
 
+import atexit
 import contextlib
 import errno
 import os
@@ -20,10 +21,15 @@ BRANCH = "main"
 SLOTS_PER_MANIFEST = 1024
 SIDE_FOLDER = ".neurolens"
 DRAFT_S = 600.0
+LAST_S = 0.02
 
 if "ICECHUNK_LOG" not in os.environ:
     # on local folders icechunk warns of concurrent commits at every open; here a file lock serialises them
     icechunk.set_logs_filter("icechunk=error")
+
+# A thread of icechunk that still holds the interpreter when it ends aborts the process, with all work done
+# (pyo3-async-runtimes 40). What the last call left them to do takes microseconds.
+atexit.register(time.sleep, LAST_S)
 
 
 def is_s3(url: str | os.PathLike[str]) -> bool:
