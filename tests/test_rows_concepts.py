@@ -270,3 +270,27 @@ def test_run__of_effects_alone_says_why_there_are_none(tmp_path):
         assert told.exit_code == 0
         assert expected in told.output
         run(path)
+
+
+def test_effects__are_asked_by_the_rows_they_are_remembered_for_whatever_is_committed_meanwhile(tmp_path, monkeypatch):
+    from neurolens.rows import asking
+
+    path = write_study(tmp_path / "run", checkpoints=4, text=EFFECTS)
+    run(path)
+    study = load_study(path)
+    series = rows.gather(study, "concepts").series
+    kept = []
+
+    def late(kind, name, make, **options):
+        write_checkpoint(path.parent, 4)
+        run(path)
+        kept.append(make())
+        return kept[-1]
+
+    before = asking.asked(study, series).units
+    monkeypatch.setattr(asking, "remembered", late)
+    assert asking.asked(study, series).units == before
+    assert "4" not in kept[0]["units"]
+    monkeypatch.undo()
+    longer = rows.gather(study, "concepts").series
+    assert 4 in asking.asked(study, longer).units

@@ -5,6 +5,7 @@ when the ledger holds it as done under the key that the study wants now. A faile
 because what mended it may lie outside its key (a model factory, a library, a file system).
 """
 
+from neurolens.rows.keys import key
 from neurolens.rows.materials import (
     MEASURES,
     Materials,
@@ -15,7 +16,7 @@ from neurolens.rows.materials import (
     threads,
 )
 from neurolens.rows.opening import open_for_reading, open_for_writing
-from neurolens.rows.planning import Plan, Row, State, key, plan, prepare
+from neurolens.rows.planning import Plan, Row, State, plan, prepare
 from neurolens.rows.working import Outcome, Result, may_pass, measure_row, provenance, run_rows
 
 __all__ = [

@@ -9,7 +9,8 @@ import numpy as np
 from neurolens import __version__, schema
 from neurolens.data import open_samples
 from neurolens.errors import DataError
-from neurolens.rows.planning import exposure_of, key
+from neurolens.rows.keys import key
+from neurolens.rows.planning import exposure_of
 from neurolens.store import SampleCoords
 from neurolens.study import Study
 

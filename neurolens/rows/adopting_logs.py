@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurolens import __version__, schema
-from neurolens.rows.planning import key
+from neurolens.rows.keys import key
 from neurolens.store import Axis
 from neurolens.units.seed_log import natural
 

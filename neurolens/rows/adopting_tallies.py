@@ -11,7 +11,7 @@ import numpy as np
 from neurolens import __version__, schema
 from neurolens.dissection.adopted import concept_names, from_cube
 from neurolens.errors import StoreError
-from neurolens.rows.planning import key
+from neurolens.rows.keys import key
 from neurolens.store import Axis
 from neurolens.units.inputs import listed
 

@@ -1,6 +1,5 @@
 """Cubes whose rows follow from another cube: which checkpoints have a row, and of which units."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from neurolens import schema
+from neurolens.rows.keys import key
 from neurolens.rows.opening import open_for_reading
 from neurolens.rows.remembering import remembered
 from neurolens.study import Study
@@ -56,12 +56,14 @@ def asked(study: Study, series: "Series") -> Asked:
     table = study.effects
     assert table is not None
     store = open_for_reading(study)
-    held = {} if store is None or store.layout("concepts") is None else _keys(store.ledger("concepts"))
-    if not held:
+    ledger = None if store is None or store.layout("concepts") is None else store.ledger("concepts")
+    held = {} if ledger is None else _keys(ledger)
+    if ledger is None or not held:
         return Asked({}, note="effects wait for concepts: no checkpoint has been dissected yet")
     rule = {name: getattr(table, name) for name in RULE}
-    name = _name({"version": VERSION, "rows": held, "rule": rule})
-    found = remembered("events", f"{name}.json", lambda: _find(study, rule), read=_read, write=_write)
+    name = key({"version": VERSION, "rows": held, "rule": rule})
+    snapshot = ledger.snapshot  # what is kept under their keys is found in these rows, whatever is committed meanwhile
+    found = remembered("events", f"{name}.json", lambda: _find(study, rule, snapshot), read=_read, write=_write)
     known = {int(at): tuple(units) for at, units in found["units"].items() if int(at) in series.positions}
     return Asked(known, tuple(found["layers"]), "" if known else "effects are of units whose concepts died; none has")
 
@@ -73,13 +75,13 @@ def restricted(series: "Series", wanted: Asked) -> "Series":
     return replace(series, checkpoints=kept, notes=notes)
 
 
-def _find(study: Study, rule: Mapping[str, Any]) -> Found:
-    """Find the deaths in the store, and whom to ask about them."""
+def _find(study: Study, rule: Mapping[str, Any], snapshot: str) -> Found:
+    """Find the deaths in the store at a snapshot, and whom to ask about them."""
     from neurolens import concept_events, iou
     from neurolens.backend import open_run
     from neurolens.mortality.functional import asked_units
 
-    run = open_run(study.store.url, endpoint=study.store.endpoint, region=study.store.region)
+    run = open_run(study.store.url, snapshot=snapshot, endpoint=study.store.endpoint, region=study.store.region)
     concepts = run["concepts"].to_dataset()
     options = {name: value for name, value in rule.items() if name not in ("reading", "by")}
     by = None if rule["compat"] else rule["by"]
@@ -94,10 +96,6 @@ def _keys(ledger: "Ledger") -> dict[str, str]:
     """Return the keys of what is dissected, by position."""
     rows = (row for row in ledger.rows() if (row.part, row.state) == ("counts", "done") and row.current)
     return {str(row.position): row.key for row in rows}
-
-
-def _name(decides: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> Found:

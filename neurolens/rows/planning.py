@@ -1,6 +1,5 @@
 """What a study wants of a cube, against what its store holds: the plan of rows."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 
 from neurolens import schema
 from neurolens.errors import StudyError
+from neurolens.rows.keys import key
 from neurolens.rows.materials import MEASURES, Materials
 
 if TYPE_CHECKING:
@@ -74,12 +74,6 @@ class Plan:
     def count(self, state: State) -> int:
         """How many rows are in this state."""
         return sum(row.state == state for row in self.rows)
-
-
-def key(part: Mapping[str, Any]) -> str:
-    """Return the key of one part of a row: sha256 over the canonical JSON of all that its numbers depend on."""
-    text = json.dumps(part, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def plan(materials: Materials, store: "Store | None") -> Plan:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from neurolens.errors import NeurolensError
+from neurolens.rows.keys import key
 from neurolens.rows.materials import MEASURES, Materials
-from neurolens.rows.planning import key
 from neurolens.rows.remembering import remembered
 
 if TYPE_CHECKING:
