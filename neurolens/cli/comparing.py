@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from neurolens.cli.console import Profile, console, listing, print_whole, require_picture, say, store_of, study_in
 from neurolens.cli.following import (
+    FOLLOWED,
     By,
     Compat,
     Hysteresis,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from neurolens.study import StoreTable
 
-CUBES = ("concepts", "tallies")
 TIMES = 5
 """At how many times the survival curves are read off."""
 NAMES = {
@@ -156,7 +156,7 @@ def _opened(place: "StoreTable") -> "xr.Dataset":
     from neurolens.backend import open_run
 
     tree = open_run(place.url, endpoint=place.endpoint, region=place.region)
-    for name in CUBES:
+    for name in FOLLOWED:
         if name in tree.children and bool(tree[name]["measured"].any()):
             return tree[name].to_dataset()
     held = f"it holds {', '.join(tree.children)}" if tree.children else "it is empty"

@@ -12,6 +12,9 @@ from neurolens.errors import StudyError, nearest
 if TYPE_CHECKING:
     from neurolens.study.analyses import Effects
 
+FOLLOWED = ("concepts", "tallies")
+"""Cubes that concepts are followed in; measured ones come first."""
+
 NONE = "none"
 """What --compat is told where the study names a compatibility and none is wanted."""
 

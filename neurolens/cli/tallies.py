@@ -8,6 +8,7 @@ import typer
 
 from neurolens.cli.console import Overrides, Profile, Run, Seed, run_in, say, store_of
 from neurolens.cli.following import (
+    FOLLOWED,
     By,
     Compat,
     Hysteresis,
@@ -24,8 +25,6 @@ from neurolens.errors import DataError, MissingMeasurementError, StudyError, nea
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
-
-CUBES = ("concepts", "tallies")
 
 Reading = Annotated[str, typer.Option("--reading", help="Of the concepts cube: paper, or lite.")]
 Missing = Annotated[str, typer.Option("--missing", help="Where a checkpoint was not measured: 'error', or 'drop' it.")]
@@ -230,14 +229,14 @@ def order_of(text: str) -> list[str] | dict[str, int]:
 def _cube_of(run: str, profile: str | None, seed: int | None, wanted: str | None) -> "xr.Dataset":
     from neurolens.backend import open_run
 
-    _one_of("--cube", wanted, CUBES)
+    _one_of("--cube", wanted, FOLLOWED)
     place = store_of(run, profile, seed)
     tree = open_run(place.url, endpoint=place.endpoint, region=place.region)
-    for name in CUBES if wanted is None else (wanted,):
+    for name in FOLLOWED if wanted is None else (wanted,):
         if name in tree.children and bool(tree[name]["measured"].any()):
             return tree[name].to_dataset()
     raise MissingMeasurementError(
-        f"{place.url}: {' and '.join(CUBES) if wanted is None else wanted} are not in this run, which holds "
+        f"{place.url}: {' and '.join(FOLLOWED) if wanted is None else wanted} are not in this run, which holds "
         f"{', '.join(tree.children) or 'nothing'}; measure them: `neurolens run STUDY --only concepts`, with a "
         "[concepts] table in the study, or adopt those of another program: `neurolens import tallies DIR --store STORE`"
     )
