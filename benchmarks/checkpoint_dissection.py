@@ -8,8 +8,8 @@ The reference's way, written anew as small as it can be: decode the images, run 
 into a file, feed a sketch with them, decode the labels of every image, and count image by image and unit by unit; all
 of it for each checkpoint. Ours packs the labels once, from an empty cache (first checkpoint), and finds them packed in
 another process (second) or in the same run, which keeps the images in memory too (next: nothing is decoded). Few images
-let the sketch keep every value, so that both have the thresholds of NetDissect-Lite, and counts differ by how convolutions
-round; more than 501 images of 7 x 7 are beyond that.
+let the sketch keep every value, so that both have the thresholds of NetDissect-Lite, and counts differ by how
+convolutions round; more than 501 images of 7 x 7 are beyond that.
 """
 
 import os
