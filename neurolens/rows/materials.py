@@ -26,6 +26,8 @@ MEASURES = {
     "activations": "neurolens.units.activations",
     "concepts": "neurolens.dissection.cube",
     "effects": "neurolens.effects.measure",
+    "clusters": "neurolens.clusters.measure",
+    "attributions": "neurolens.attribution.measure",
 }
 """The module that measures each cube: ``parts``, ``key_config`` and ``measure``; and, where the cube has more dims than
 series and sample, ``axes``. Optional: ``block_size``, where rows are resumed by blocks of samples;

@@ -12,6 +12,7 @@ from typing import Any
 import xarray as xr
 
 from neurolens.errors import MissingMeasurementError, SchemaError, nearest
+from neurolens.schema.attributions import ATTRIBUTIONS, CLUSTERS
 from neurolens.schema.concepts import CONCEPTS
 from neurolens.schema.effect_results import FUNCTIONAL_DEATHS
 from neurolens.schema.effects import EFFECTS
@@ -38,6 +39,8 @@ from neurolens.schema.units import ACTIVATIONS, DORMANCY, UNITS
 
 __all__ = [
     "ACTIVATIONS",
+    "ATTRIBUTIONS",
+    "CLUSTERS",
     "CONCEPTS",
     "CORRECT",
     "CUBES",
@@ -76,7 +79,8 @@ __all__ = [
 ]
 
 CUBES: dict[str, Cube] = {
-    cube.name: cube for cube in (SAMPLES, UNITS, ACTIVATIONS, CONCEPTS, EFFECTS, TALLIES, DORMANCY)
+    cube.name: cube
+    for cube in (SAMPLES, UNITS, ACTIVATIONS, CONCEPTS, EFFECTS, CLUSTERS, ATTRIBUTIONS, TALLIES, DORMANCY)
 }
 
 

@@ -61,7 +61,8 @@ class Part:
 class Cube:
     """A group of the store: its dims, and its variables by part.
 
-    ``adopted`` is the command that brings in a cube that is not measured here.
+    ``adopted`` is the command that brings in a cube that is not measured here. ``growing`` are dims that are added to:
+    what a study no longer names stays in the store, and rows hold some of it.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Cube:
     coords: tuple[Variable, ...] = ()
     description: str = ""
     adopted: str = ""
+    growing: tuple[str, ...] = ()
 
     @property
     def variables(self) -> tuple[Variable, ...]:

@@ -11,10 +11,14 @@ from neurolens.errors import SchemaError, nearest
 
 KEPT_BITS = 10  # of the mantissa, as many as float16 has: the relative error is at most 2⁻¹¹
 SCRATCH = 2**16  # values rounded at a time, to stay in the processor's cache
-ROUNDED, SPARSE = f"float32-bitround{KEPT_BITS}", "float64-zstd"
-ENCODINGS: Mapping[str, str] = {"float16": "float16", ROUNDED: "float32", SPARSE: "float64"}
+ROUNDED, SPARSE = f"float32-bitround{KEPT_BITS}", ("float64-zstd", "float32-zstd")
+ENCODINGS: Mapping[str, str] = {
+    "float16": "float16",
+    ROUNDED: "float32",
+    **{name: name.removesuffix("-zstd") for name in SPARSE},
+}
 """The stored dtype of each encoding. float16 is raw; ``ROUNDED`` is rounded and compressed (lz4, bitshuffled);
-``SPARSE``, for what is NaN nearly everywhere, is compressed without loss."""
+those of ``SPARSE``, for what is NaN nearly everywhere, are compressed without loss."""
 
 
 def stored_dtype(variable: schema.Variable, encoding: str | None) -> np.dtype[Any]:
@@ -38,7 +42,7 @@ def compressors(dtype: str, encoding: str | None) -> tuple[Any, ...] | None:
     """Return the compressors of an array: floats are noise to them, unless rounded; all else is lightly compressed."""
     if encoding == ROUNDED:
         return (BloscCodec(cname="lz4", shuffle="bitshuffle"),)
-    raw = dtype != "string" and np.dtype(dtype).kind == "f" and encoding != SPARSE
+    raw = dtype != "string" and np.dtype(dtype).kind == "f" and encoding not in SPARSE
     return None if raw else (ZstdCodec(level=1),)
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from neurolens.settings import read_settings
 from neurolens.study.analyses import Activations, ConceptFiles, Concepts, Effects, Samples, Units
+from neurolens.study.attributions import Attributions, Clusters
 from neurolens.study.inputs import Data, Exposure, LabelNoise, Selection, Text, Train, Validation
 from neurolens.study.tables import (
     FACTORY,
@@ -28,8 +29,10 @@ __all__ = [
     "FACTORY",
     "TRANSFORMERS",
     "Activations",
+    "Attributions",
     "CheckpointFile",
     "Checkpoints",
+    "Clusters",
     "Compute",
     "ConceptFiles",
     "Concepts",
@@ -74,6 +77,8 @@ class Study(Table):
     activations: Activations | None = Field(None)
     concepts: Concepts | None = Field(None)
     effects: Effects | None = Field(None)
+    clusters: Clusters | None = Field(None)
+    attributions: Attributions | None = Field(None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -90,6 +95,8 @@ class Study(Table):
         self._check_seeds()
         if self.effects is not None and self.concepts is None:
             raise ValueError("[effects] are of units whose concepts died, and there is no [concepts] table; add one")
+        if self.attributions is not None and self.clusters is None:
+            raise ValueError("[attributions] are of clusters of units, and there is no [clusters] table; add one")
         if self.effects is not None and "data" not in self.model_fields_set and self.model.name != "digits_convnet":
             raise ValueError(
                 f"[effects] are measured on the samples of [data], and there is no such table; name those that "
