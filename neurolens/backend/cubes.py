@@ -21,6 +21,7 @@ from neurolens.backend.layers import LayerIndex
 from neurolens.errors import StoreError, nearest
 from neurolens.store import tiles
 from neurolens.store.arrays import dims_of
+from neurolens.store.axes import NAMED
 from neurolens.store.chunk_files import chunk_files
 from neurolens.store.chunks import read_whole
 from neurolens.store.ledger import ABSENT, DONE, current_readings
@@ -135,8 +136,26 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
     kept = {key: value for key, value in coords.items() if key not in dropped}
     # set afterwards: given as coords=, they would become plain Variables
     ds = xr.Dataset(kept | variables, attrs=attrs).set_coords(list(kept))
+    for dim in schema.CUBES[read.name].growing:
+        ds = _named(ds, dim)
     by_layer = "layer" in kept and ds["layer"].dims == ("unit",)
     return ds.set_xindex("layer", LayerIndex, units=ds.indexes.get("unit")) if by_layer else ds
+
+
+def _named(ds: xr.Dataset, dim: str) -> xr.Dataset:
+    """Leave out what the study no longer names of a growing axis; the rest goes by its name, without its digest."""
+    flag = f"{dim}_{NAMED}"
+    if flag not in ds.coords:
+        return ds
+    wanted = ds[flag].to_numpy()
+    ds = ds.drop_vars(flag)
+    if not wanted.all():
+        ds = ds.isel({dim: np.flatnonzero(wanted)})
+    ids = ds[dim].to_numpy()
+    if ids.dtype.kind != "T":
+        return ds
+    names = np.array([name.rpartition("@")[0] for name in ids.tolist()], dtype=np.dtypes.StringDType())
+    return ds.assign_coords({dim: (dim, names, ds[dim].attrs)})
 
 
 def _variable(

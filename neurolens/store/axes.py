@@ -2,9 +2,11 @@
 
 An axis is stored as a coordinate of its own name and further ones along it. It is another one when its ids differ, or
 a coordinate that both have. A cube whose main axis is another one starts a new generation; with any other, the arrays
-along it are removed, and what their parts measured is absent.
+along it are removed, and what their parts measured is absent. An axis that the cube lets grow keeps what it has, in its
+place, and gets what is new at its end; its coordinate `NAMED` says what the study names now.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ import zarr
 
 from neurolens import schema
 from neurolens.errors import SchemaError, nearest
-from neurolens.store.arrays import dims_of, holds, put, storable
+from neurolens.store.arrays import dims_of, grow, holds, put, storable
 from neurolens.store.ledger import ABSENT, array_in, arrays_in, group_in, strings
 from neurolens.store.records import Axis, Wanted, blocked, main_dims
 from neurolens.store.shapes import MAX_CHUNK
+
+NAMED = "named"
 
 
 def plural(dim: str) -> str:
@@ -67,13 +71,45 @@ def sizes(group: zarr.Group) -> dict[str, int]:
     return {name: array.shape[0] for name, array in arrays_in(group).items() if dims_of(array) == (name,)}
 
 
-def compare(group: zarr.Group, dim: str, axis: Axis) -> str:
-    """Say what a stored axis is to a wanted one: ``new``, ``same``, ``other``, or of other ``coords``."""
+def grown(group: zarr.Group | None, wanted: Wanted) -> Wanted:
+    """Return what is wanted with its growing axes as they would be: what is stored of them, and what is new behind it.
+
+    Coordinates of what both have are the wanted ones.
+    """
+    out = dict(wanted.axes)
+    for dim in set(wanted.cube.growing) & out.keys():
+        out[dim] = _grown(group, dim, out[dim])
+    return replace(wanted, axes=out)
+
+
+def _grown(group: zarr.Group | None, dim: str, axis: Axis) -> Axis:
+    ids = np.asarray(axis.ids)
+    before = ids[:0] if group is None or dim not in group else np.asarray(array_in(group, dim)[:])
+    at = {name: i for i, name in enumerate(ids.tolist())}
+    every = [*before.tolist(), *(name for name in ids.tolist() if name not in set(before.tolist()))]
+    known = np.array([at.get(name, -1) for name in every], dtype=np.int64)
+    coords: dict[str, np.ndarray] = {}
+    for name, given in axis.coords.items():
+        values = storable(given)
+        blank: Any = {"T": "", "b": False, "f": np.nan}.get(values.dtype.kind, -1)
+        column = np.full(len(every), blank, dtype=values.dtype)
+        if group is not None and name in group:
+            held = np.asarray(array_in(group, name)[:])
+            column[: len(held)] = held.astype(values.dtype)
+        column[known >= 0] = values[known[known >= 0]]
+        coords[name] = column
+    return Axis(np.array(every, dtype=storable(ids).dtype), {**coords, f"{dim}_{NAMED}": known >= 0})
+
+
+def compare(group: zarr.Group, dim: str, axis: Axis, *, growing: bool = False) -> str:
+    """Say what a stored axis is to a wanted one: ``new``, ``same``, ``other``, ``longer``, or of other ``coords``."""
     if dim not in group:
         return "new"
+    if growing and array_in(group, dim).shape[0] < len(axis):
+        return "longer"
     wanted = {dim: storable(axis.ids), **{name: storable(values) for name, values in axis.coords.items()}}
     stored = {name for name, array in arrays_in(group).items() if dims_of(array) == (dim,)}
-    if any(not _equal(group, name, wanted[name]) for name in stored & wanted.keys()):
+    if not growing and any(not _equal(group, name, wanted[name]) for name in stored & wanted.keys()):
         return "other"
     if stored == wanted.keys() and all(holds(group, name, values) for name, values in wanted.items()):
         return "same"
@@ -104,9 +140,11 @@ def differences(group: zarr.Group, wanted: Wanted) -> list[str]:
     """Name what would change of the axes, short of the main ones becoming others."""
     out = []
     for dim, axis in wanted.axes.items():
-        found = compare(group, dim, axis)
+        found = compare(group, dim, axis, growing=dim in wanted.cube.growing)
         if found == "new":
             out.append(f"add axis {dim}")
+        elif found == "longer":
+            out.append(f"add {len(axis) - array_in(group, dim).shape[0]} {plural(dim)}")
         elif found == "coords":
             out.append(f"update coordinates of {dim}")
         elif found == "other":
@@ -118,11 +156,13 @@ def differences(group: zarr.Group, wanted: Wanted) -> list[str]:
 def bring_up(group: zarr.Group, wanted: Wanted) -> None:
     """Store the wanted axes; what lies along one that was replaced is removed, and its parts are absent."""
     for dim, axis in wanted.axes.items():
-        found = compare(group, dim, axis)
+        found = compare(group, dim, axis, growing=dim in wanted.cube.growing)
         if found == "same":
             continue
         if found == "other":
             _remove_along(group, wanted, dim)
+        if found == "longer":
+            grow((array for array in arrays_in(group).values() if len(array.shape) > 1), dim, len(axis))
         for name, array in arrays_in(group).items():
             if dims_of(array) == (dim,):
                 del group[name]

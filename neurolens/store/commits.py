@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,22 @@ def write_failed(root: zarr.Group, row: Row, error: str) -> bool:
     return bool(failed)
 
 
+def read_row(group: zarr.Group, row: RowId, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return the stored values of one row: variable → array of its dims but the series."""
+    settings, arrays = settings_of(group), arrays_in(group)
+    at = np.flatnonzero(np.asarray(arrays[settings["series"]][:]) == row[0])
+    kept = [name for name in names if name in arrays]
+    if not len(at) or not kept:
+        return {}
+    start = sum(settings["blocks"][: row[1]])
+    extent = slice(start, start + settings["blocks"][row[1]])
+    cuts: list[Selection] = [
+        (int(at[0]), *(extent if dim == "sample" else slice(None) for dim in dims_of(arrays[name])[1:]))
+        for name in kept
+    ]
+    return dict(zip(kept, read_all([(arrays[n], cut) for n, cut in zip(kept, cuts, strict=True)]), strict=True))
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a row goes, what is there of its ledger and labels, and the writes gathered so far.
@@ -172,11 +188,24 @@ def _checked(row: Row, variable: schema.Variable, place: _Place) -> np.ndarray |
     name, array, values = variable.name, place.arrays[variable.name], np.asarray(row.values[variable.name])
     dims = dims_of(array)[1:]
     need = [_length(array, axis, dim, place) for axis, dim in enumerate(dims, 1)]
+    values = _lengthened(values, dims, need, row.cube.growing, variable.fill_value)
     if values.shape != tuple(need):
         shape = ", ".join(f"{dim} {n}" for dim, n in zip(dims, need, strict=True))
         block = "" if place.extent is None else f"; block {place.block} has {need[dims.index('sample')]} samples"
         raise SchemaError(f"{name!r} has shape {values.shape}{block}, and needs ({shape}); measure it for this layout")
     return values
+
+
+def _lengthened(
+    values: np.ndarray, dims: Sequence[str], need: Sequence[int], growing: Sequence[str], fill: float
+) -> np.ndarray:
+    """Return values with *not measured* where a growing axis got longer since they were measured."""
+    if values.ndim != len(dims):
+        return values
+    more = [n - have if dim in growing else 0 for dim, n, have in zip(dims, need, values.shape, strict=True)]
+    if not any(more) or min(more) < 0:
+        return values
+    return np.pad(values, [(0, extra) for extra in more], constant_values=fill)
 
 
 def _length(array: zarr.Array[Any], axis: int, dim: str, place: _Place) -> int:

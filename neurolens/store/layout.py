@@ -139,6 +139,7 @@ def read_layout(root: zarr.Group, cube: str, change: str = "") -> Layout | None:
 
 def propose(root: zarr.Group, wanted: Wanted) -> Layout:
     """Return the layout that applying ``wanted`` would leave, with its ``change``. A pure read."""
+    wanted = _grown(root, wanted)
     change = _compare(root, wanted)
     name, samples = wanted.cube.name, wanted.samples
     old = read_layout(root, name, change.text)
@@ -160,6 +161,11 @@ def propose(root: zarr.Group, wanted: Wanted) -> Layout:
     added = np.split(np.asarray(samples.ids, str)[list(change.added)], np.cumsum(counts)[:-1])
     digests = fingerprints(wanted, counts, change.added)
     return replace(old, blocks=(*old.blocks, *added), fingerprints=(*old.fingerprints, *digests), sizes=sizes)
+
+
+def _grown(root: zarr.Group, wanted: Wanted) -> Wanted:
+    group = root.get(wanted.cube.name)
+    return axes.grown(group if isinstance(group, zarr.Group) else None, wanted)
 
 
 def _compare(root: zarr.Group, wanted: Wanted) -> _Change:
@@ -258,6 +264,7 @@ def _differences(group: zarr.Group, wanted: Wanted, grown: bool) -> list[str]:
 
 def apply(root: zarr.Group, wanted: Wanted, tip: str) -> str:
     """Make the group what is wanted, changing only what differs, and return what was changed."""
+    wanted = _grown(root, wanted)
     change = _compare(root, wanted)
     if not change.text:
         return ""

@@ -13,7 +13,7 @@ import zarr
 from neurolens import schema
 from neurolens.errors import StoreError, nearest
 from neurolens.store import commits, layout, locks, repository, s3, transactions
-from neurolens.store.ledger import Ledger, group_in, read_ledger, readings, settings_of
+from neurolens.store.ledger import Ledger, array_in, group_in, read_ledger, readings, settings_of
 from neurolens.store.locks import RowId
 from neurolens.store.records import Axis, Layout, Prepared, SampleCoords, Snapshot
 
@@ -228,6 +228,20 @@ class Store:
         root, snapshot = self.root()
         with repository.explained(self.url):
             return read_ledger(root, cube, snapshot)
+
+    def axis(self, cube: str, dim: str) -> np.ndarray:
+        """Return the stored ids of a cube's axis; empty if the store does not hold it."""
+        root, _ = self.root()
+        group = root.get(cube)
+        if not isinstance(group, zarr.Group) or dim not in group:
+            return np.zeros(0, dtype=np.int64)
+        return np.asarray(array_in(group, dim)[:])
+
+    def read_row(self, cube: str, row: RowId, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return variables of one row as they are stored, whatever the ledger says; those without an array are left out."""
+        root, _ = self.root()
+        with repository.explained(self.url):
+            return commits.read_row(group_in(root, cube), row, names)
 
     @contextlib.contextmanager
     def claim(self, cube: str, rows: Sequence[RowId]) -> Iterator[frozenset[RowId]]:

@@ -27,7 +27,7 @@ def sample_chunk(samples: int, dims: Sequence[str], block_samples: int | None) -
 def chunk_shape(variable: schema.Variable, itemsize: int, sizes: Mapping[str, int], samples: int) -> tuple[int, ...]:
     """Return the chunk of one variable: one slot, ``samples`` samples, and about 4 MB.
 
-    Units are what a chunk is cut along, so that the units of a layer are in few chunks.
+    Units and maps are what a chunk is cut along, so that the units of a layer, and all of one map, are in few chunks.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def chunk_shape(variable: schema.Variable, itemsize: int, sizes: Mapping[str, in
     found = {schema.SERIES: 1, "sample": samples}
     if "sample" in variable.dims:
         left //= samples
-    for dim in sorted(sizes, key=lambda d: d == "unit"):
+    for dim in sorted(sizes, key=lambda d: d in ("unit", "map")):
         if dim not in found:
             found[dim] = evenly(sizes[dim], left)
             left //= found[dim]
