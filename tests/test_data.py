@@ -25,6 +25,7 @@ from neurolens.data.augmentation import training_batches
 from neurolens.data.batching import resident
 from neurolens.data.folders import FileImages
 from neurolens.data.samples import digest
+from neurolens.data.selection import select as select_positions
 from neurolens.errors import DataError
 from neurolens.fingerprints import sample_fingerprint
 from neurolens.study import Data, Exposure, LabelNoise, Preprocessing, Selection, Validation
@@ -105,6 +106,50 @@ def select(**table):
 def test_select__first_and_even_take_positions():
     assert list(select(count=4, how="first").coords["position"]) == [0, 1, 2, 3]
     assert list(select(count=3, how="even").coords["position"]) == [0, 599, 1198]
+
+
+def positions(how, count, *, of):
+    return select_positions(
+        Selection(how=how, count=count), np.zeros(of, dtype=np.int64), ("all",), ids=list, keys=list
+    )
+
+
+def test_select__strided_is_the_references_evaluation_subset():
+    """Spec of cluster attributions, section 2.1: i * max(1, N // n)."""
+    assert list(positions("strided", 200, of=50_000)) == list(range(0, 50_000, 250))
+    assert list(positions("strided", 3, of=11)) == [0, 3, 6]
+    assert list(positions("even", 3, of=11)) == [0, 3, 7]
+
+
+def test_select__spaced_are_the_images_of_the_references_figures():
+    """Spec of cluster attributions, section 2.1: np.linspace(0, N - 1, n, dtype=int)."""
+    assert list(positions("spaced", 20, of=50_000)) == [
+        *(0, 2631, 5263, 7894, 10526, 13157, 15789, 18420, 21052, 23683),
+        *(26315, 28946, 31578, 34209, 36841, 39472, 42104, 44735, 47367, 49999),
+    ]
+    assert list(positions("spaced", 1, of=9)) == [0]
+
+
+@given(st.integers(1, 3000), st.data())
+@settings(deadline=None)
+def test_select__rules_of_equal_distances_take_as_many_as_asked_in_order(of, data):
+    count = data.draw(st.integers(1, of))
+    for how in ("even", "strided", "spaced"):
+        kept = positions(how, count, of=of)
+        assert len(kept) == count
+        assert kept[0] == 0
+        assert (np.diff(kept) > 0).all()
+        assert kept[-1] < of
+    np.testing.assert_array_equal(positions("strided", count, of=of), np.arange(count) * max(1, of // count))
+    np.testing.assert_array_equal(positions("spaced", count, of=of), np.linspace(0, of - 1, count, dtype=int))
+    if of % count == 0:
+        np.testing.assert_array_equal(positions("even", count, of=of), positions("strided", count, of=of))
+
+
+def test_select__a_name_of_two_classes_is_refused():
+    table = Selection(classes=("crane",))
+    with pytest.raises(DataError, match=r"'crane', the name of classes \[0, 2\]; name one by its number"):
+        select_positions(table, np.arange(3), ("crane", "tench", "crane"), ids=list, keys=list)
 
 
 def test_select__stratified_keeps_the_proportions():

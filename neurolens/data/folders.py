@@ -22,6 +22,7 @@ _PLACES = {
     "challenge": ("train-challenge", "places365_train_challenge.txt", ("data_256_challenge", "data_large_challenge")),
     "val": ("val", "places365_val.txt", ("val_256", "val_large")),
 }
+_UNDECODABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _PLACES_ALIASES = {"train-standard": "train", "train-challenge": "challenge"}
 
 
@@ -56,13 +57,29 @@ class FileImages:
 
 
 def decode(path: Path) -> Pixels:
-    """Decode one image file to uint8 (H, W, 1 or 3); DataError where it cannot be."""
+    """Decode one image file to uint8 (H, W, 1 or 3), with the pixels of torchvision's loader, ``convert("RGB")``.
+
+    CMYK and palettes become RGB, alpha is dropped, and an orientation in EXIF is not followed, all as there. Grey stays
+    one channel, which `batches` repeats where the network takes three.
+
+    Raises
+    ------
+    DataError
+        If it is broken or no image; or grey of more than 8 bits, which ``convert`` would clip to white.
+    """
     try:
         with Image.open(path) as image:
-            grey = image.mode in ("1", "L")
+            mode, grey = image.mode, image.mode in ("1", "L")
+            if mode == "P":
+                image.info.pop("transparency", None)  # Pillow would warn of it, and give the same pixels
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except _UNDECODABLE as error:
         raise DataError(f"{path} cannot be decoded ({error}); repair or remove the file") from None
+    if mode[0] in "IF":
+        raise DataError(
+            f"{path} has more than 8 bits per value (Pillow's mode {mode!r}), which torchvision's loader clips; "
+            "save it with 8 bits: numpy.uint8(pixels // 256) for grey of 16"
+        )
     return pixels[..., None] if grey else pixels
 
 
@@ -86,32 +103,56 @@ def folder(table: Data) -> Found:
     DataError
         If the root, the split, or any class folder is absent, or a class has no image.
     """
-    root = _root(table)
+    root = root_of(table)
+    base = split_of(table, root)
+    classes = tuple(sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    names: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        files = sorted(images_below(base / name, root), key=natural)
+        names += files
+        labels += [label] * len(files)
+    if not names:
+        raise DataError(f"{base} holds no class folder; images lie in {base}/<class>/<image>")
+    return files_found(root, names, labels, classes)
+
+
+def root_of(table: Data) -> Path:
+    """Return the root of a data set; DataError if it is not a folder."""
+    if table.root is None or not table.root.is_dir():
+        raise DataError(f"[data] root = {table.root} is not a folder; give the folder of the {table.source} data set")
+    return table.root
+
+
+def split_of(table: Data, root: Path) -> Path:
+    """Return the folder of a split: the root itself for ``all``; DataError if it is not there."""
     base = root if table.split == "all" else root / table.split
     if not base.is_dir():
         found = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise DataError(
             f"{root} has no split {table.split!r}; {nearest(table.split, found)} "
-            "(set [data] split = 'all' for root/<class>/<image>)"
+            "(set [data] split = 'all' where the classes or images lie in the root itself)"
         )
-    classes = tuple(sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    names: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        top = base / name
-        files = [
-            str(Path(where, file).relative_to(root).as_posix())
-            for where, _, inside in os.walk(top, followlinks=True)
-            for file in inside
-            if file.lower().endswith(SUFFIXES)
-        ]
-        if not files:
-            raise DataError(f"{top} holds no image ({' '.join(SUFFIXES)}); put some there, or remove the folder")
-        names += sorted(files, key=natural)
-        labels += [label] * len(files)
-    if not names:
-        raise DataError(f"{base} holds no class folder; images lie in {base}/<class>/<image>")
-    return _found(root, names, labels, classes)
+    return base
+
+
+def images_below(top: Path, root: Path) -> list[str]:
+    """Return the images in a folder and its folders, as paths below the root, in no order; DataError if it has none."""
+    files = [
+        Path(where, file).relative_to(root).as_posix()
+        for where, _, inside in os.walk(top, followlinks=True)
+        for file in inside
+        if file.lower().endswith(SUFFIXES)
+    ]
+    if not files:
+        raise DataError(f"{top} holds no image ({' '.join(SUFFIXES)}); put some there, or remove the folder")
+    return files
+
+
+def files_found(root: Path, names: list[str], labels: list[int], classes: tuple[str, ...]) -> Found:
+    """Return image files below a root, with their labels, as what a source finds."""
+    coords: dict[str, npt.NDArray[Any]] = {"position": np.arange(len(names)), "path": np.array(names, dtype=np.str_)}
+    return Found(FileImages(root, tuple(names)), np.asarray(labels, dtype=np.int64), classes, coords)
 
 
 def places365(table: Data) -> Found:
@@ -128,7 +169,7 @@ def places365(table: Data) -> Found:
     split = _PLACES_ALIASES.get(table.split, table.split)
     if split not in _PLACES:
         raise DataError(f"places365 has no split {table.split!r}; {nearest(table.split, _PLACES)}")
-    root = _root(table)
+    root = root_of(table)
     official, listing, folders = _PLACES[split]
     if table.download and not (root / listing).exists():
         from torchvision import datasets
@@ -146,18 +187,7 @@ def places365(table: Data) -> Found:
     if wrong:
         raise DataError(f"{root / listing} gives {wrong[0]} the label {wrong[1]}; there are {len(classes)} classes")
     names = [f"{images}/{name.lstrip('/')}" for name, _ in pairs]
-    return _found(root, names, [label for _, label in pairs], classes)
-
-
-def _found(root: Path, names: list[str], labels: list[int], classes: tuple[str, ...]) -> Found:
-    coords: dict[str, npt.NDArray[Any]] = {"position": np.arange(len(names)), "path": np.array(names, dtype=np.str_)}
-    return Found(FileImages(root, tuple(names)), np.asarray(labels, dtype=np.int64), classes, coords)
-
-
-def _root(table: Data) -> Path:
-    if table.root is None or not table.root.is_dir():
-        raise DataError(f"[data] root = {table.root} is not a folder; give the folder of the {table.source} data set")
-    return table.root
+    return files_found(root, names, [label for _, label in pairs], classes)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, int]]:

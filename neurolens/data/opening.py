@@ -11,6 +11,7 @@ from neurolens.data.arrays import ArrayImages, Found, arrays, digits
 from neurolens.data.cifar import cifar
 from neurolens.data.exposure import class_schedule
 from neurolens.data.folders import folder, places365
+from neurolens.data.imagenet import imagenet
 from neurolens.data.samples import SampleSet, sample_ids
 from neurolens.data.selection import flip_labels, of_classes, select
 from neurolens.data.texts import Texts, TextSet, tokenised
@@ -22,6 +23,7 @@ SOURCES: dict[str, Callable[[Data], Found]] = {
     "cifar10": cifar,
     "cifar100": cifar,
     "folder": folder,
+    "imagenet": imagenet,
     "places365": places365,
     "arrays": arrays,
     **text.OPENERS,
@@ -100,9 +102,10 @@ def study_samples(study: Study) -> SampleSet:
                 "transformers library, and model.transformers.tokenizer if its folder holds none"
             )
         return tokenised(samples, tokenizer)
-    if study.data.source == "folder" and len(samples.classes) != classes:
+    if study.data.source in ("folder", "imagenet") and len(samples.classes) != classes:
+        kind = "class folders" if study.data.source == "folder" else "classes"
         raise DataError(
-            f"{samples.name} has {len(samples.classes)} class folders and the network {classes} classes: a label is "
+            f"{samples.name} has {len(samples.classes)} {kind} and the network {classes} classes: a label is "
             f"the folder's number, so 0 would mean {samples.classes[0]!r} here and may have meant another class in "
             f"training; set model.classes = {len(samples.classes)}, or put the folders of all {classes} classes there"
         )

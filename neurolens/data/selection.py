@@ -23,9 +23,12 @@ def select(
     """Return the positions that a selection keeps, in ascending order.
 
     Classes are applied first, then ids, then count or fraction (rounded to the nearest whole sample, at least one).
-    ``even`` takes evenly spaced positions. ``random`` takes the samples with the lowest draws of (seed, key), so that
-    the choice does not depend on the order; ``stratified`` does so within each class, with class sizes in proportion
-    (largest remainders).
+    Three rules take n of N positions at equal distances: ``even`` takes floor(i N / n), the first of each of n equal
+    parts; ``strided`` takes i floor(N / n), a whole step, which never reaches the last N mod n samples; ``spaced``
+    takes ``numpy.linspace(0, N - 1, n)`` rounded down, the first and the last among them. The first two agree where n
+    divides N.
+    ``random`` takes the samples with the lowest draws of (seed, key), so that the choice does not depend on the order;
+    ``stratified`` does so within each class, with class sizes in proportion (largest remainders).
 
     Parameters
     ----------
@@ -58,6 +61,10 @@ def select(
         return kept[:wanted]
     if table.how == "even":
         return kept[np.arange(wanted) * len(kept) // wanted]
+    if table.how == "strided":
+        return kept[np.arange(wanted) * (len(kept) // wanted)]
+    if table.how == "spaced":
+        return kept[np.linspace(0, len(kept) - 1, wanted, dtype=np.int64)]
     score = draws.bits(keys()[kept], "select", table.seed)
     groups = labels[kept] if table.how == "stratified" else np.zeros(len(kept), dtype=np.int64)
     return kept[_lowest(score, groups, wanted)]
@@ -116,6 +123,9 @@ def _class_index(which: int | str, classes: tuple[str, ...]) -> int:
         if 0 <= which < len(classes):
             return which
         raise DataError(f"[data.select] classes has {which}; the data has classes 0 to {len(classes) - 1}")
+    if classes.count(which) > 1:  # ImageNet has two cranes
+        named = [i for i, name in enumerate(classes) if name == which]
+        raise DataError(f"[data.select] classes has {which!r}, the name of classes {named}; name one by its number")
     if which in classes:
         return classes.index(which)
     raise DataError(f"[data.select] classes has {which!r}, which the data has not; {nearest(which, classes)}")

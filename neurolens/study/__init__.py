@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 from neurolens.settings import read_settings
 from neurolens.study.analyses import Activations, ConceptFiles, Concepts, Effects, Samples, Units
 from neurolens.study.attributions import Attributions, Clusters
-from neurolens.study.inputs import Data, Exposure, LabelNoise, Selection, Text, Train, Validation
+from neurolens.study.inputs import Data, Exposure, ImageNet, LabelNoise, Selection, Text, Train, Validation
 from neurolens.study.tables import (
     FACTORY,
     TRANSFORMERS,
@@ -39,6 +39,7 @@ __all__ = [
     "Data",
     "Effects",
     "Exposure",
+    "ImageNet",
     "LabelNoise",
     "Model",
     "Preprocessing",

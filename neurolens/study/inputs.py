@@ -18,8 +18,10 @@ class Selection(Table):
     ids: Path | None = Field(None, description="Text file with one sample id a line.")
     count: PositiveInt | None = Field(None, description="How many samples; absent: all, or fraction of them.")
     fraction: Fraction | None = Field(None, description="Which fraction of the samples.")
-    how: Literal["first", "even", "stratified", "random"] = Field(
-        "stratified", description="How count or fraction choose."
+    how: Literal["first", "even", "strided", "spaced", "stratified", "random"] = Field(
+        "stratified",
+        description="How count or fraction choose n of N samples: even takes those at floor(i N / n), strided at "
+        "i floor(N / n), both for i = 0 to n - 1, and spaced at linspace(0, N - 1, n) rounded down.",
     )
     seed: int = Field(0, description="Seed of the random and stratified choices.")
 
@@ -78,15 +80,46 @@ class Text(Table):
     max_length: PositiveInt = Field(512, description="Tokens kept of each text.")
 
 
+class ImageNet(Table):
+    """The files beside the images of ImageNet, where they lie elsewhere or have other names than the usual."""
+
+    ground_truth: Path | None = Field(
+        None,
+        description="ILSVRC ids of the flat validation images, one a line; absent: "
+        "ILSVRC2012_validation_ground_truth.txt beside the root or in its devkit.",
+    )
+    wnids: Path | None = Field(
+        None,
+        description="The wnid of each ILSVRC id, one a line from id 1 on, or the devkit's meta.mat; absent: "
+        "imagenet_classes.txt, wnids.txt or meta.mat beside the root or in its devkit.",
+    )
+    class_index: Path | None = Field(
+        None,
+        description="Names of the classes: imagenet_class_index.json, or lines of a wnid and its name; absent: that "
+        "file, class_index.json, LOC_synset_mapping.txt or synset_words.txt beside the root, or wnids as names.",
+    )
+
+
 class Data(Table):
     """What the network is shown."""
 
     source: Literal[
-        "digits", "cifar10", "cifar100", "folder", "places365", "arrays", "text", "jsonl", "parquet", "datasets"
+        "digits",
+        "cifar10",
+        "cifar100",
+        "folder",
+        "imagenet",
+        "places365",
+        "arrays",
+        "text",
+        "jsonl",
+        "parquet",
+        "datasets",
     ] = Field(
         "digits",
-        description="digits, cifar10, cifar100 (torchvision's on-disk format), folder, places365, arrays; texts: "
-        "text (a text a line), jsonl, parquet, or datasets (by name on the hub).",
+        description="digits, cifar10, cifar100 (torchvision's on-disk format), folder, imagenet (class folders of "
+        "wnids, or the flat validation folder), places365, arrays; texts: text (a text a line), jsonl, parquet, or "
+        "datasets (by name on the hub).",
     )
     root: Path | None = Field(
         None,
@@ -98,6 +131,7 @@ class Data(Table):
     label_noise: LabelNoise | None = Field(None, description="Flip a fraction of the labels.")
     exposure: Exposure | None = Field(None, description="Class schedule of a class-incremental run.")
     text: Text = Field(default_factory=Text, description="How texts are read and tokenised.")
+    imagenet: ImageNet = Field(default_factory=ImageNet, description="The files beside the images of ImageNet.")
     resident_gib: PositiveFloat = Field(4.0, description="Sets up to this size are kept in memory as uint8.")
 
     @model_validator(mode="after")
