@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from neurolens.checkpoints import Checkpoint, Series
     from neurolens.data import SampleSet
     from neurolens.models import Network
+    from neurolens.rows.asking_sets import AskedSets
     from neurolens.store import Axis
 
 MEASURES = {
@@ -42,8 +43,9 @@ class Materials:
     ``series`` are the checkpoints that have a row; ``every`` all of the run.
     ``axes`` are the cube's dims besides series and sample; ``block_samples`` is how many samples a row holds at most.
     ``asked`` are the units that the row of a position is asked of, where not all; ``layers`` are then those that they
-    are in. ``reference`` is the checkpoint that rows are measured against, if one. ``shared`` are the samples of
-    [data], where they were opened, for other cubes of the study.
+    are in. ``sets`` are the sets of units that it is asked of, where numbers are of such. ``reference`` is the
+    checkpoint that rows are measured against, if one. ``shared`` are the samples of [data], where they were opened,
+    for other cubes of the study.
     ``networks`` is the pool of modules: a worker takes one, fills it and puts it back, so each is built once;
     ``blocks`` are the samples by fingerprint of a stored block; ``left_out`` are the tensors of a checkpoint that the
     network has no use for, such as a head; ``refused`` is why a reference could not be measured.
@@ -60,6 +62,7 @@ class Materials:
     axes: Mapping[str, "Axis"] = field(default_factory=dict)
     block_samples: int | None = None
     asked: Mapping[int, tuple[int, ...]] | None = None
+    sets: "AskedSets | None" = None
     layers: tuple[str, ...] = ()
     reference: "Checkpoint | None" = None
     shared: "SampleSet | None" = None
@@ -135,7 +138,7 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
         If the network does not have the layers that the study names.
     """
     from neurolens import checkpoints, data, models
-    from neurolens.rows import asking
+    from neurolens.rows import asking, asking_sets
     from neurolens.study.seeds import one_run
 
     study = one_run(study)
@@ -157,10 +160,15 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
     every, asked = series, asking.asked(study, series) if cube in asking.ASKED else None
     if asked is not None:
         series = asking.restricted(series, asked)
+    sets = asking_sets.asked_sets(study, series) if cube in asking_sets.ASKED else None
+    if sets is not None:
+        series = asking_sets.restricted(series, sets)
     layers = () if asked is None else asked.layers
     given = {} if asked is None else {"layers": layers}
     wanted = hasattr(measure, "axes") and len(series.checkpoints) > 0
-    axes = measure.axes(network, samples, table, **given) if wanted else {}
+    axes: dict[str, Axis] = measure.axes(network, samples, table, **given) if wanted else {}
+    if wanted and sets is not None:
+        axes |= sets.axes()
     materials = Materials(
         study=study,
         cube=cube,
@@ -172,6 +180,7 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
         axes=axes,
         block_samples=measure.block_size(table, axes) if hasattr(measure, "block_size") else None,
         asked=None if asked is None else asked.units,
+        sets=sets,
         layers=layers,
         reference=measure.reference(table, series) if hasattr(measure, "reference") else None,
         shared=shared,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +11,7 @@ import numpy as np
 
 from neurolens import schema
 from neurolens.errors import StudyError
+from neurolens.rows.holding import held_sets, holds_sets, sets_key
 from neurolens.rows.keys import key
 from neurolens.rows.materials import MEASURES, Materials
 
@@ -28,7 +29,8 @@ class Row:
 
     ``keys`` holds the wanted key (sha256, hex) of every part, ``missing`` the parts that the ledger does not hold
     under it, ``why`` the reason of a failure or staleness. ``asked`` are the units that the row is asked of, where not
-    all.
+    all. ``sets`` are the sets of units that a part will hold (id → digest), where its numbers are of such, and
+    ``bases`` its key but for them.
     """
 
     position: int
@@ -42,6 +44,8 @@ class Row:
     state: State
     why: str = ""
     asked: tuple[int, ...] = ()
+    sets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    bases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> tuple[int, int]:
@@ -95,10 +99,13 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
     ledger = None if store is None else store.ledger(materials.cube)
     if ledger is not None and proposed.generation != ledger.generation:
         ledger = None  # nothing of the old generation is carried over
+    holding = [part for part in parts if holds_sets(materials.cube, part)]
+    ids = store.axis(materials.cube, "map").tolist() if holding and store is not None and ledger is not None else []
     rows = []
     for checkpoint in series.checkpoints:
         position = checkpoint.position(series.dim)
         asked = () if materials.asked is None else materials.asked[position]
+        wanted = {} if materials.sets is None else materials.sets.digests(position)
         for block, fingerprint in enumerate(fingerprints):
             keys = {
                 part: key(
@@ -112,7 +119,15 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
                 )
                 for part, config in parts.items()
             }
-            rows.append(_row(checkpoint, position, block, keys, ledger, asked))
+            bases = {part: keys[part] for part in holding}
+            sets = {}
+            for part in holding:
+                entry = None if ledger is None else ledger.entry(position, block, part)
+                held = {} if entry is None else held_sets(entry, bases[part], ids)
+                sets[part] = {**held, **wanted}  # of what is not wanted now, a row keeps what it has
+                keys[part] = sets_key(bases[part], sets[part])
+            row = _row(checkpoint, position, block, keys, ledger, asked)
+            rows.append(replace(row, sets=sets, bases=bases) if holding else row)
     named = {row.position for row in rows}
     kept = () if ledger is None else tuple(sorted(ledger.done_positions - named))
     return Plan(materials.cube, series.dim, tuple(rows), kept, change, series.notes, series.details)
@@ -247,4 +262,4 @@ def _stale(entry: "LedgerRow", checkpoint: "Checkpoint") -> str:
         return f"adopted from {measured['imported_from']}"
     if measured.get("digest") not in (None, checkpoint.digest):
         return "the checkpoint file changed"
-    return "the network, a setting or the measurement's version changed"
+    return "the network, a setting, what is asked for, or the measurement's version changed"

@@ -1,7 +1,7 @@
 """How rows are claimed, measured and written, each in one commit. Safe to kill at any time."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,13 +11,14 @@ import numpy as np
 
 from neurolens import __version__, schema
 from neurolens.errors import ModelMismatchError, NeurolensError, StoreError
+from neurolens.rows.completing import Completing
 from neurolens.rows.materials import MEASURES, Materials, threads
 from neurolens.rows.planning import Row, prepare
 from neurolens.rows.reference import referred
 
 if TYPE_CHECKING:
     from neurolens.data import SampleSet
-    from neurolens.store import Store
+    from neurolens.store import LedgerRow, Store
 
 Outcome = Literal["computed", "shared", "failed", "io_error"]
 POLL_SECONDS = 0.2
@@ -127,16 +128,18 @@ class _Bench:
                 entry = entries[part]
                 if entry.state == "failed" and entry.key == row.keys[part] and entry.time >= self.started:
                     return Result(row, "failed", entry.seconds, entry.error)
-            return self._measure(row, missing, {entries[part].error for part in missing})
+            return self._measure(row, missing, entries)
 
-    def _measure(self, row: Row, missing: tuple[str, ...], known: set[str]) -> Result:
-        materials = self.materials
+    def _measure(self, row: Row, missing: tuple[str, ...], entries: Mapping[str, "LedgerRow"]) -> Result:
+        materials, known = self.materials, {entries[part].error for part in missing}
         cube = schema.CUBES[materials.cube]
         began = time.perf_counter()
         keys = {part: row.keys[part] for part in missing}
         positions = {dim: value for dim, value in (("epoch", row.epoch), ("step", row.step)) if value is not None}
         try:
-            values = measure_row(materials, row, missing, self.blocks[row.block])
+            completing = Completing(materials, row, missing, entries, self.store)
+            measured = measure_row(materials, row, missing, self.blocks[row.block], **completing.given)
+            values = completing.whole(measured)
         except (NeurolensError, OSError) as error:
             seconds, why = time.perf_counter() - began, str(error)
             if may_pass(error) and not self.record_io_errors:
@@ -154,13 +157,20 @@ class _Bench:
             values=values,
             keys=keys,
             seconds=seconds,
-            provenance=provenance(materials, row),
+            provenance={**provenance(materials, row), **completing.told},
         )
         return Result(row, "computed", seconds)
 
 
-def measure_row(materials: Materials, row: Row, parts: Sequence[str], samples: "SampleSet") -> dict[str, np.ndarray]:
+def measure_row(
+    materials: Materials, row: Row, parts: Sequence[str], samples: "SampleSet", **more: Any
+) -> dict[str, np.ndarray]:
     """Measure some parts of one row: the checkpoint on the samples of its block.
+
+    Parameters
+    ----------
+    more
+        What the measuring module is told besides.
 
     Returns
     -------
@@ -178,6 +188,7 @@ def measure_row(materials: Materials, row: Row, parts: Sequence[str], samples: "
     table, measure = materials.study.checkpoints, import_module(MEASURES[materials.cube])
     allowed = getattr(materials.table, "allow_non_finite", False)
     given: dict[str, Any] = {} if materials.asked is None else {"layers": materials.layers, "units": row.asked}
+    given |= more
     with materials.network() as network:
         try:
             reference = referred(materials, network)

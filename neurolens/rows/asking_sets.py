@@ -1,0 +1,176 @@
+"""Which sets of units each checkpoint's attributions are asked of: from the clusters in the store, and from files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neurolens import schema
+from neurolens.attribution.sets import UnitSet, unit_sets
+from neurolens.errors import StudyError, nearest
+from neurolens.rows.keys import key
+from neurolens.rows.opening import open_for_reading
+from neurolens.study import Attributions, Study
+
+if TYPE_CHECKING:
+    from neurolens.checkpoints import Checkpoint, Series
+    from neurolens.store import Axis, Ledger
+
+Array = npt.NDArray[Any]
+Labels = dict[str, dict[str, Array]]
+
+ASKED = ("attributions",)
+"""Cubes that are measured of sets of units."""
+
+_CLUSTERING = ("layers", "k")
+"""Keys of [clusters] that say of what there are clusters, and not which: these do not change the others."""
+
+
+@dataclass(frozen=True)
+class AskedSets:
+    """The sets that each row is asked of, by position in the series; ``note`` says why there are none.
+
+    ``common`` is what the ids of sets have in common, whatever the checkpoint; empty where ids end in the digest.
+    """
+
+    sets: Mapping[int, tuple[UnitSet, ...]]
+    common: str = ""
+    note: str = ""
+
+    def id_of(self, one: UnitSet) -> str:
+        """Return the id of a set on the store's axis."""
+        return f"{one.name}@{self.common or one.digest}"
+
+    def digests(self, position: int) -> dict[str, str]:
+        """Return the digest of each set of a row by its id."""
+        return {self.id_of(one): one.digest for one in self.sets[position]}
+
+    def axes(self) -> dict[str, "Axis"]:
+        """Return the axis of all sets, with what is known of each, and that of the clusters of a clustering."""
+        from neurolens.store import Axis
+
+        found = {self.id_of(one): one for sets in self.sets.values() for one in sets}
+        sizes: dict[str, set[int]] = {name: set() for name in found}
+        for sets in self.sets.values():
+            for one in sets:
+                sizes[self.id_of(one)].add(int(one.units.sum()))
+        coords: dict[str, Array] = {
+            name: np.array([getattr(one, name) for one in found.values()], dtype=np.dtypes.StringDType())
+            for name in ("cut", "clustering", "kind", "of")
+        }
+        coords |= {name: np.array([getattr(one, name) for one in found.values()]) for name in ("cluster", "draw")}
+        coords["kept"] = np.array([size.pop() if len(size) == 1 else -1 for size in sizes.values()], dtype=np.int64)
+        most = 1 + max((one.cluster for one in found.values()), default=0)
+        names = np.array(list(found), dtype=np.dtypes.StringDType())
+        return {"map": Axis(names, coords), "mate": Axis(np.arange(max(1, most), dtype=np.int64))}
+
+
+def asked_sets(study: Study, series: "Series") -> AskedSets:
+    """Return the sets of units that a study asks for, by checkpoint.
+
+    Raises
+    ------
+    StoreError
+        If the store cannot be read.
+    StudyError
+        If there is no checkpoint of the number that clusters are taken from.
+    SchemaError
+        If unions, controls or strata name what is not there, or a file of clusters is of another layer.
+    """
+    table = study.attributions
+    assert table is not None
+    store = open_for_reading(study)
+    ledger = None if store is None or store.layout("clusters") is None else store.ledger("clusters")
+    of = _reference(table, series)
+    wanted = series.checkpoints if of is None else (of,)
+    current = {} if ledger is None else _current(ledger, series, wanted)
+    if ledger is None or not current:
+        where = "" if of is None else f" of {series.dim} {of.position(series.dim)}"
+        return AskedSets({}, note=f"attributions wait for clusters{where}: run clusters first")
+    labels = {at: _with_files(found, table) for at, found in _labels(study, sorted(current), ledger.snapshot).items()}
+    sets = {at: unit_sets(found, table) for at, found in labels.items()}
+    if of is not None:
+        (only,) = sets.values()
+        return AskedSets({checkpoint.position(series.dim): only for checkpoint in series.checkpoints})
+    missing = len(series.checkpoints) - len(sets)
+    note = f"{missing} checkpoints wait for their clusters" if missing else ""
+    return AskedSets(sets, common=_clustered(study), note=note)
+
+
+def restricted(series: "Series", wanted: AskedSets) -> "Series":
+    """Return the checkpoints that a row is asked of."""
+    kept = tuple(c for c in series.checkpoints if c.position(series.dim) in wanted.sets)
+    notes = (*series.notes, wanted.note) if wanted.note else series.notes
+    return replace(series, checkpoints=kept, notes=notes)
+
+
+def _reference(table: Attributions, series: "Series") -> "Checkpoint | None":
+    wanted = table.clusters_from
+    if wanted == "each":
+        return None
+    if wanted == "last":
+        return series.checkpoints[-1]
+    for checkpoint in series.checkpoints:
+        if checkpoint.position(series.dim) == wanted:
+            return checkpoint
+    raise StudyError(
+        f"attributions.clusters_from is {wanted}, and there is no checkpoint of that {series.dim}; "
+        f"{nearest(str(wanted), map(str, series.positions))}"
+    )
+
+
+def _current(ledger: "Ledger", series: "Series", wanted: Sequence["Checkpoint"]) -> dict[int, str]:
+    """Return the keys of the clusters of these checkpoints as they are now, by position."""
+    digests = {checkpoint.position(series.dim): checkpoint.digest for checkpoint in wanted}
+    return {
+        row.position: row.key
+        for row in ledger.rows()
+        if (row.part, row.state) == ("clusters", "done")
+        and row.current
+        and row.position in digests
+        and f'"digest": "{digests[row.position]}"' in row.provenance
+    }
+
+
+def _labels(study: Study, positions: Sequence[int], snapshot: str) -> dict[int, Labels]:
+    """Read the clusters of all units at these positions."""
+    from neurolens.backend import open_run
+
+    run = open_run(study.store.url, snapshot=snapshot, endpoint=study.store.endpoint, region=study.store.region)
+    clusters = run["clusters"].to_dataset()
+    dim = schema.series_dim(clusters)
+    found = clusters["unit_cluster"].sel({dim: list(positions)}).transpose(dim, "k", "unit").to_numpy()
+    layer = np.asarray(clusters["layer"].to_numpy().tolist())
+    names = [f"k{k}" for k in clusters["k"].to_numpy().tolist()]
+    return {
+        position: {
+            str(cut): {name: row[layer == cut].astype(np.int64) for name, row in zip(names, rows, strict=True)}
+            for cut in dict.fromkeys(layer.tolist())
+        }
+        for position, rows in zip(positions, found, strict=True)
+    }
+
+
+def _with_files(labels: Labels, table: Attributions) -> Labels:
+    """Add the clusters that are in files."""
+    from neurolens.clusters.cluster_files import read_clusters
+
+    for layer, paths in table.files.items():
+        if layer not in labels:
+            raise StudyError(
+                f"attributions.files has clusters of {layer!r}, which is not among clusters.layers; "
+                f"{nearest(layer, labels)}"
+            )
+        units = len(next(iter(labels[layer].values())))
+        for path in paths:
+            labels[layer][path.parent.name or path.stem] = read_clusters(path, layer=layer, units=units)
+    return labels
+
+
+def _clustered(study: Study) -> str:
+    """Return a digest of how clusters are found, which is the same whatever there are clusters of."""
+    assert study.clusters is not None
+    table = study.clusters.model_dump(mode="json", exclude=set(_CLUSTERING))
+    return key({"clusters": table, "data": study.data.model_dump(mode="json")})[:12]
