@@ -17,6 +17,9 @@ from neurolens.units.inputs import choice, kept_attrs
 
 Method = Literal["kmeans", "agglomerative", "gmm"]
 
+STARTS = 10
+"""Starts of which the best is kept, where no number is given."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -175,7 +178,7 @@ def _fit(method: str, n_init: int | None, seed: int | None, compat: str | None) 
         return Fit("kmeans", 1, 42, in_order=False)
     if n_init is not None and n_init < 1:
         raise SchemaError(f"n_init={n_init} is no number of starts; give 1 or more")
-    return Fit(method, 10 if n_init is None else n_init, 0 if seed is None else seed)
+    return Fit(method, STARTS if n_init is None else n_init, 0 if seed is None else seed)
 
 
 def _numbers(k: Any) -> tuple[int, ...]:
