@@ -138,6 +138,8 @@ def discover(table: Table, *, source: Transformers | None = None) -> Series:
     kept = _select(table, found, dim, notes)
     if table.strip_prefixes:
         notes.append("prefixes removed from tensor names: " + ", ".join(map(repr, table.strip_prefixes)))
+    if table.renames:
+        notes.append("old tensor names replaced: those of " + ", ".join(table.renames))
     checkpoints = _fingerprinted(kept, notes)
     chosen = {_position(f, dim) for f in kept}
     return Series(dim, checkpoints, tuple(p for p in positions if p not in chosen), gaps, tuple(notes), tuple(details))

@@ -202,7 +202,11 @@ def _state(folder: Path, table: Table) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for file in weight_files(folder):
         part = weights.read_state(
-            file, trust=table.trust, state_key=table.state_key, strip_prefixes=table.strip_prefixes
+            file,
+            trust=table.trust,
+            state_key=table.state_key,
+            strip_prefixes=table.strip_prefixes,
+            renames=table.renames,
         )
         if twice := sorted(state.keys() & part.keys()):
             raise CheckpointError(f"'{folder}': tensor {twice[0]!r} is in two shards; write the folder again")

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from neurolens.errors import CheckpointError
+from neurolens.tensor_names import RENAMES, as_in_network
+
 
 def report(
     targets: Mapping[str, Tensor],
@@ -19,10 +22,10 @@ def report(
     if misshapen:
         shapes = [f"{k}: {tuple(state[k].shape)} in the file, {tuple(targets[k].shape)} here" for k in misshapen]
         lines += [f"{len(misshapen)} of another shape ({_few(shapes)})"]
-    prefix = _prefix(targets, state) if missing else None
+    names = _names(targets, state) if missing else []
     classes = _classes(targets, state, misshapen) if not missing and not unexpected else None
-    if prefix is not None:
-        mend = f'set checkpoints.strip_prefixes = ["{prefix}"]'
+    if names:
+        mend = f"set {' and '.join(names)}"
     elif classes is not None:
         mend = f"the file has {classes[0]} classes and the network {classes[1]}: set model.classes = {classes[0]}"
     else:
@@ -34,17 +37,23 @@ def _few(names: list[str], shown: int = 4) -> str:
     return ", ".join(names[:shown]) + (f", and {len(names) - shown} more" if len(names) > shown else "")
 
 
-def _prefix(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
-    """Return a prefix whose removal would supply every tensor of the network, most of them in shape, if any does."""
+def _names(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Return the settings that would supply every tensor of the network, most of them in shape, if any do."""
     needed = {k for k in targets if not k.endswith("num_batches_tracked")}
     first = next(iter(needed), None)
-    candidates = {k[: -len(first)] for k in state if first and k.endswith("." + first)}
-    for prefix in sorted(candidates, key=len):
-        stripped = {k.removeprefix(prefix): v.shape for k, v in state.items()}
-        agreeing = sum(k in stripped and stripped[k] == targets[k].shape for k in needed)
-        if needed <= stripped.keys() and 2 * agreeing > len(needed):
-            return prefix
-    return None
+    for renames in ((), *((which,) for which in RENAMES)):
+        try:
+            renamed = as_in_network(state, renames=renames)
+        except CheckpointError:
+            continue
+        candidates = {k[: -len(first)] for k in renamed if first and (k == first or k.endswith("." + first))}
+        for prefix in sorted(candidates, key=len):
+            stripped = {k.removeprefix(prefix): v.shape for k, v in renamed.items()}
+            agreeing = sum(k in stripped and stripped[k] == targets[k].shape for k in needed)
+            if needed <= stripped.keys() and 2 * agreeing > len(needed):
+                settings = [f'checkpoints.strip_prefixes = ["{prefix}"]'] if prefix else []
+                return settings + [f'checkpoints.renames = ["{which}"]' for which in renames]
+    return []
 
 
 def _classes(

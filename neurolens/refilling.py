@@ -11,6 +11,7 @@ from neurolens.checkpoints import require_unchanged
 from neurolens.errors import CheckpointError, ModelMismatchError, NonFiniteError
 from neurolens.fingerprints import fingerprint
 from neurolens.study import Checkpoints as Table
+from neurolens.tensor_names import as_in_network
 
 
 def load(
@@ -47,6 +48,7 @@ def load(
         trust=table.trust,
         state_key=table.state_key,
         strip_prefixes=table.strip_prefixes,
+        renames=table.renames,
         allow_non_finite=allow_non_finite,
         mapped=True,
     )
@@ -61,6 +63,7 @@ def refill(
     trust: bool = False,
     state_key: str | None = None,
     strip_prefixes: Iterable[str] = (),
+    renames: Iterable[str] = (),
     allow_non_finite: bool = True,
     mapped: bool = False,
 ) -> None:
@@ -78,13 +81,13 @@ def refill(
         harm): copy the network first if it is kept for long. A network that was mapped before holds anything after an
         error.
     """
-    path, prefixes = Path(path), tuple(strip_prefixes)
+    path, prefixes, renames = Path(path), tuple(strip_prefixes), tuple(renames)
     targets = weights.targets_of(module)
-    if _read_straight(module, targets, path, trust, state_key, prefixes, mapped):
+    if _read_straight(module, targets, path, trust, state_key, prefixes, renames, mapped):
         _refuse_non_finite(path, {k: v.detach() for k, v in targets.items()}, allow_non_finite)
         return
     direct_reads.unmap(module, targets)
-    state = weights.read_state(path, trust=trust, state_key=state_key, strip_prefixes=prefixes)
+    state = weights.read_state(path, trust=trust, state_key=state_key, strip_prefixes=prefixes, renames=renames)
     _refuse_non_finite(path, state, allow_non_finite)
     try:
         weights.fill(module, state)
@@ -99,6 +102,7 @@ def _read_straight(
     trust: bool,
     state_key: str | None,
     prefixes: tuple[str, ...],
+    renames: tuple[str, ...],
     mapped: bool,
 ) -> bool:
     """Read or map a file into a network; False, and nothing happened, where its layout is not known or not equal."""
@@ -112,11 +116,10 @@ def _read_straight(
             spans = weight_layouts.spans(file, state_key) if head.startswith(weights.ZIP) and not trust else None
         if spans is None:
             return False
-        for prefix in prefixes:
-            stripped = {name.removeprefix(prefix): span for name, span in spans.items()}
-            if len(stripped) < len(spans):
-                return False
-            spans = stripped
+        try:
+            spans = as_in_network(spans, strip_prefixes=prefixes, renames=renames)
+        except CheckpointError:  # which reading it the other way says of the file
+            return False
         if mapped:
             return direct_reads.map_into(module, targets, spans, file.fileno())
         direct_reads.unmap(module, targets)

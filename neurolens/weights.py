@@ -20,6 +20,7 @@ from neurolens import direct_reads, weight_layouts
 from neurolens.errors import CheckpointError, ModelMismatchError, nearest
 from neurolens.fingerprints import fingerprint
 from neurolens.mismatches import report
+from neurolens.tensor_names import as_in_network
 
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
 
@@ -66,6 +67,7 @@ def read_state(
     trust: bool = False,
     state_key: str | None = None,
     strip_prefixes: Iterable[str] = (),
+    renames: Iterable[str] = (),
 ) -> dict[str, Tensor]:
     """Read the state dict of a checkpoint onto the CPU, wherever it was saved from.
 
@@ -80,6 +82,8 @@ def read_state(
         Where in the file the state dict is; nested keys are joined by dots. Absent: found.
     strip_prefixes
         Prefixes removed from tensor names, in this order, each where a name has it.
+    renames
+        Old names replaced by today's: ``"densenet"``, for those of torchvision's published files (``norm.1``).
 
     Raises
     ------
@@ -93,15 +97,10 @@ def read_state(
     if damage:
         raise CheckpointError(f"'{path}' cannot be read: {damage}")
     state = _state(path, trust, state_key)
-    for prefix in strip_prefixes:
-        stripped = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-        if len(stripped) < len(state):
-            raise CheckpointError(
-                f"'{path}': without the prefix {prefix!r} two tensors have the same name; "
-                "correct checkpoints.strip_prefixes"
-            )
-        state = stripped
-    return state
+    try:
+        return as_in_network(state, strip_prefixes=strip_prefixes, renames=renames)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}': {error}") from None
 
 
 def _state(path: Path, trust: bool, state_key: str | None) -> dict[str, Tensor]:

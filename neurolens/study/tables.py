@@ -107,6 +107,9 @@ class Checkpoints(Table):
     expect_every: PositiveInt = Field(1, description="Spacing of the declared range.")
     state_key: str | None = Field(None, description="Key of the state dict inside the file; absent: found.")
     strip_prefixes: tuple[str, ...] = Field((), description="Prefixes removed from tensor names, e.g. 'module.'.")
+    renames: tuple[Literal["densenet"], ...] = Field(
+        (), description="Old tensor names replaced by today's; densenet: norm.1 by norm1, as torchvision's files need."
+    )
     trust: bool = Field(False, description="Allow checkpoints that execute code when they are read (full pickles).")
 
     @model_validator(mode="after")
