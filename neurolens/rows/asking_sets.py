@@ -9,13 +9,14 @@ import numpy.typing as npt
 
 from neurolens import schema
 from neurolens.attribution.sets import UnitSet, unit_sets
-from neurolens.errors import StudyError, nearest
+from neurolens.errors import DataError, StudyError, nearest
 from neurolens.rows.keys import key
 from neurolens.rows.opening import open_for_reading
-from neurolens.study import Attributions, Study
+from neurolens.study import Attributions, Selection, Study
 
 if TYPE_CHECKING:
     from neurolens.checkpoints import Checkpoint, Series
+    from neurolens.data import SampleSet
     from neurolens.store import Axis, Ledger
 
 Array = npt.NDArray[Any]
@@ -97,6 +98,35 @@ def asked_sets(study: Study, series: "Series") -> AskedSets:
     missing = len(series.checkpoints) - len(sets)
     note = f"{missing} checkpoints wait for their clusters" if missing else ""
     return AskedSets(sets, common=_clustered(study), note=note)
+
+
+def asked_samples(study: Study, samples: "SampleSet") -> "SampleSet":
+    """Return the images that attributions are of.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than asked for.
+    """
+    from neurolens.data import draws, selection
+
+    table = study.attributions
+    assert table is not None
+    if table.images is None:
+        return samples
+    if table.images > len(samples):
+        raise DataError(
+            f"[attributions] images = {table.images}, and {samples.name} has {len(samples)}; lower it, or leave it out "
+            "to take all"
+        )
+    kept = selection.select(
+        Selection(count=table.images, how=table.sample, seed=table.seed),
+        samples.labels,
+        samples.classes,
+        ids=lambda: samples.ids,
+        keys=lambda: draws.keys(samples.ids.tolist()),
+    )
+    return samples.subset(kept)
 
 
 def restricted(series: "Series", wanted: AskedSets) -> "Series":

@@ -157,6 +157,8 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
         series = checkpoints.discover(study.checkpoints, source=study.model.transformers)
     else:
         network, series = beside.taken(), beside.every
+    if cube in asking_sets.ASKED:
+        samples = asking_sets.asked_samples(study, samples)
     every, asked = series, asking.asked(study, series) if cube in asking.ASKED else None
     if asked is not None:
         series = asking.restricted(series, asked)

@@ -238,7 +238,7 @@ class Store:
         return np.asarray(array_in(group, dim)[:])
 
     def read_row(self, cube: str, row: RowId, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """Return variables of one row as they are stored, whatever the ledger says; those without an array are left out."""
+        """Return variables of one row as they are stored, whatever the ledger says, where there is an array."""
         root, _ = self.root()
         with repository.explained(self.url):
             return commits.read_row(group_in(root, cube), row, names)

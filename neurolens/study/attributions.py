@@ -56,6 +56,12 @@ class Clusters(Table):
 class Attributions(Table):
     """The attributions cube: what each cluster of units carries of the answer to each image."""
 
+    images: PositiveInt | None = Field(None, description="How many images of [data]; absent: all.")
+    sample: Literal["stratified", "even", "strided", "spaced", "first", "random"] = Field(
+        "stratified",
+        description="Which; stratified ones stay when there are more. The reference takes strided ones, or spaced.",
+    )
+    seed: int = Field(0, description="Seed of the stratified and random choices.")
     clusters_from: Literal["each", "last"] | NonNegativeInt = Field(
         "last",
         description="Whose clusters a checkpoint is measured with: its own (each), or those of one checkpoint: the "
