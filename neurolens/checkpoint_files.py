@@ -33,20 +33,29 @@ class Found:
     fields: tuple[tuple[str, str], ...] = ()
 
 
-def listed(files: Sequence[CheckpointFile]) -> list[Found]:
-    """Check an explicit list of files."""
-    first: dict[str, CheckpointFile] = {}
+def listed(files: Sequence[CheckpointFile], *, download: bool = False) -> list[Found]:
+    """Check an explicit list of files; weights that torchvision publishes are fetched where ``download`` allows it."""
+    found: dict[str, Found] = {}
     for file in files:
+        path = _path_of(file, download)
         if min(v for v in (file.epoch, file.step) if v is not None) < 0:
-            raise StudyError(f"'{file.path}' in checkpoints.files has a negative epoch or step; they count from 0")
-        if not file.path.is_file() and not is_model_folder(file.path):
-            digest(file.path)  # says what is there instead
-            raise CheckpointError(f"'{file.path}' is not a regular file; list a file that torch.save wrote")
-        name = os.path.abspath(file.path)
-        if name in first:
-            raise CheckpointError(f"'{file.path}' is listed twice in checkpoints.files; remove one of the two entries")
-        first[name] = file
-    return [Found(file.path, file.epoch, file.step) for file in files]
+            raise StudyError(f"'{path}' in checkpoints.files has a negative epoch or step; they count from 0")
+        if not path.is_file() and not is_model_folder(path):
+            digest(path)  # says what is there instead
+            raise CheckpointError(f"'{path}' is not a regular file; list a file that torch.save wrote")
+        name = os.path.abspath(path)
+        if name in found:
+            raise CheckpointError(f"'{path}' is listed twice in checkpoints.files; remove one of the two entries")
+        found[name] = Found(path, file.epoch, file.step)
+    return list(found.values())
+
+
+def _path_of(file: CheckpointFile, download: bool) -> Path:
+    if file.path is not None:
+        return file.path
+    from neurolens.published_weights import published  # needs torchvision
+
+    return published(file.weights or "", download=download)
 
 
 def _part_regex(part: str, pattern: str) -> re.Pattern[str]:

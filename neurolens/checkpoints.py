@@ -97,7 +97,8 @@ class Series:
 def discover(table: Table, *, source: Transformers | None = None) -> Series:
     """Find a run's checkpoints, order them by number and select from them.
 
-    Files come from ``table.files`` if it names any, from ``table.revisions`` of ``source`` if that is set, else from
+    Files come from ``table.files`` if it names any (weights that torchvision publishes among them are fetched at once,
+    where ``table.download`` allows it), from ``table.revisions`` of ``source`` if that is set, else from
     the folder, by pattern; a folder that save_pretrained wrote counts as a file. Unfinished files (a leading dot, or
     .tmp and the like at the end) and other folders are passed over, and said so in the notes. The series dimension is
     ``table.series``, else the epoch if every file has a distinct one, else the step.
@@ -122,7 +123,7 @@ def discover(table: Table, *, source: Transformers | None = None) -> Series:
     if table.revisions is not None:
         found = revisions.listed(table, source, notes)
     else:
-        found = listed(table.files) if table.files else matched(table, notes)
+        found = listed(table.files, download=table.download) if table.files else matched(table, notes)
     dim = _series_dim(found, table.series)
     in_names = [_position(f, dim) for f in found]
     found = sorted(found, key=lambda f: _position(f, dim))

@@ -13,6 +13,7 @@ from neurolens.data import SampleSet, open_samples, study_samples, validation_ta
 from neurolens.errors import DataError, ModelMismatchError, StudyError
 from neurolens.study import Study, Train
 from neurolens.study.seeds import one_run
+from neurolens.tensor_names import RENAMES, as_in_network
 from neurolens.training_schedule import Row, resolved_milestones
 from neurolens.training_state import Folder, settings_text
 
@@ -160,7 +161,7 @@ def _load_pretrained(module: torch.nn.Module, name: str) -> None:
             f"train.pretrained needs a torchvision model, and model.name is {name!r}; set pretrained = false"
         ) from None
     own = module.state_dict()
-    state = weights.get_state_dict(progress=False, check_hash=True)
+    state = as_in_network(weights.get_state_dict(progress=False, check_hash=True), renames=RENAMES)
     fitting = {key: tensor for key, tensor in state.items() if key in own and own[key].shape == tensor.shape}
     missing, _ = module.load_state_dict(fitting, strict=False)
     owners = {key.rpartition(".")[0] for key in missing}

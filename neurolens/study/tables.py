@@ -100,6 +100,7 @@ class Checkpoints(Table):
     series: Literal["epoch", "step"] | None = Field(
         None, description="The series dimension; absent: epoch if every file has a distinct one, else step."
     )
+    download: bool = Field(False, description="Allow weights that torchvision publishes to be fetched.")
     start: int | None = Field(None, description="First epoch (or step) used.")
     end: int | None = Field(None, description="Last epoch (or step) used, inclusive.")
     stride: PositiveInt | None = Field(None, description="Use epochs (or steps) start, start + stride, …")
@@ -132,16 +133,22 @@ class Checkpoints(Table):
 
 
 class CheckpointFile(Table):
-    """One explicitly listed checkpoint."""
+    """One explicitly listed checkpoint: a file, or weights that torchvision publishes."""
 
-    path: Path = Field(description="The file.")
+    path: Path | None = Field(None, description="The file.")
+    weights: str | None = Field(
+        None, description="Or weights by torchvision's name for them, e.g. DenseNet121_Weights.IMAGENET1K_V1."
+    )
     epoch: int | None = Field(None, description="Its epoch.")
     step: int | None = Field(None, description="Its optimizer step.")
 
     @model_validator(mode="after")
-    def _has_a_position(self) -> Self:
+    def _has_a_source_and_a_position(self) -> Self:
+        if (self.path is None) == (self.weights is None):
+            given = "neither path nor weights is" if self.path is None else "path and weights are both"
+            raise ValueError(f"{given} given; give a checkpoint's file as path, or torchvision's name as weights")
         if self.epoch is None and self.step is None:
-            raise ValueError(f"{self.path} has neither epoch nor step; say which it is, e.g. epoch = 3")
+            raise ValueError(f"{self.path or self.weights} has neither epoch nor step; say which it is, e.g. epoch = 3")
         return self
 
 
