@@ -74,16 +74,11 @@ def perturbation_curves(
     if steps.ndim != 1 or len(steps) < 2 or not (np.diff(steps) > 0).all() or steps[0] < 0 or steps[-1] > 1:
         raise SchemaError(f"shares={list(shares)} do not rise within 0 and 1; give two or more, e.g. (0, 0.1, 0.2)")
 
-    def away(row: Array) -> list[Array]:
-        entries = order(row if first == "most" else -row)
-        counts = [round(float(step) * len(row)) for step in steps]
-        return [entries[:count] if kind == "deletion" else entries[count:] for count in counts]
-
     found = answers(
         module,
         x,
         maps,
-        away,
+        lambda row: steps_away(row, steps, kind=kind, first=first),
         times=len(steps),
         grid=grid,
         fill=fill,
@@ -97,3 +92,16 @@ def perturbation_curves(
     curves = curves.assign_coords(share=steps).assign(probability=np.exp(curves["log_prob"]))
     area = curves["probability"].integrate("share") / (steps[-1] - steps[0])
     return curves.assign(area=area, target=found["target"]).assign_attrs(found.attrs)
+
+
+def steps_away(
+    row: Array,
+    shares: Sequence[float] | Array = SHARES,
+    *,
+    kind: Literal["deletion", "insertion"],
+    first: Literal["most", "least"] = "most",
+) -> list[Array]:
+    """Return the entries that are not shown at each step, from the mass of each entry of a map, (n,)."""
+    entries = order(row if first == "most" else -row)
+    counts = [round(float(share) * len(row)) for share in shares]
+    return [entries[:count] if kind == "deletion" else entries[count:] for count in counts]

@@ -79,14 +79,11 @@ def faithfulness(
     """
     count_of(share, 1)
 
-    def highest(row: Array) -> list[Array]:
-        return [order(row)[: count_of(share, len(row))]]
-
     found = answers(
         module,
         x,
         maps,
-        highest,
+        lambda row: [highest(row, share)],
         times=1,
         grid=grid,
         fill=fill,
@@ -106,3 +103,8 @@ def faithfulness(
     }
     attrs = {**found.attrs, "count": count_of(share, found.attrs["entries"])}
     return xr.Dataset(data, attrs=attrs)
+
+
+def highest(row: Array, share: float) -> Array:
+    """Return the entries that are taken away, from the mass of each entry of a map, (n,)."""
+    return order(row)[: count_of(share, len(row))]
