@@ -5,7 +5,19 @@ from typing import Annotated
 import typer
 
 from neurolens import __version__
-from neurolens.cli import comparing, demo, drawing, galleries, keeping, layers, looking, making, running, tallies
+from neurolens.cli import (
+    clusters,
+    comparing,
+    demo,
+    drawing,
+    galleries,
+    keeping,
+    layers,
+    looking,
+    making,
+    running,
+    tallies,
+)
 from neurolens.cli.console import Commands, say
 
 app = typer.Typer(
@@ -49,6 +61,7 @@ keeping.exports.command("tallies")(tallies.export_tallies)
 keeping.exports.command("trajectories")(tallies.export_trajectories)
 keeping.exports.command("events")(tallies.export_events)
 keeping.exports.command("metrics")(tallies.export_metrics)
+keeping.exports.command("clusters")(clusters.export_clusters)
 keeping.imports.command("tallies")(tallies.import_tallies)
 app.add_typer(keeping.exports, name="export")
 app.add_typer(keeping.imports, name="import")

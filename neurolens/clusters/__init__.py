@@ -7,20 +7,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neurolens.clusters.cluster_files import read_clusters, read_features, write_clusters
+    from neurolens.clusters.embedding import unit_embedding
     from neurolens.clusters.features import unit_features
     from neurolens.clusters.fitting import unit_clusters
     from neurolens.clusters.matrices import standardised
+    from neurolens.clusters.opened import clusters_of
     from neurolens.clusters.quality import cluster_stability, cluster_summary
 
 _HOMES = {
     "cluster_stability": "quality",
     "cluster_summary": "quality",
+    "clusters_of": "opened",
+    "read_clusters": "cluster_files",
+    "read_features": "cluster_files",
     "standardised": "matrices",
     "unit_clusters": "fitting",
+    "unit_embedding": "embedding",
     "unit_features": "features",
+    "write_clusters": "cluster_files",
 }
 
-__all__ = ["cluster_stability", "cluster_summary", "standardised", "unit_clusters", "unit_features"]
+__all__ = [
+    "cluster_stability",
+    "cluster_summary",
+    "clusters_of",
+    "read_clusters",
+    "read_features",
+    "standardised",
+    "unit_clusters",
+    "unit_embedding",
+    "unit_features",
+    "write_clusters",
+]
 
 
 def __getattr__(name: str) -> Any:
