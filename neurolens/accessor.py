@@ -11,6 +11,7 @@ import xarray as xr
 
 import neurolens
 from neurolens import schema
+from neurolens.accessor_attributions import AttributionMethods
 from neurolens.accessor_concepts import ConceptMethods
 from neurolens.backend import open_at
 from neurolens.errors import SchemaError, nearest
@@ -37,7 +38,7 @@ SCORES = {
 
 
 @xr.register_dataset_accessor("lens")  # type: ignore[no-untyped-call]
-class Lens(ConceptMethods):
+class Lens(ConceptMethods, AttributionMethods):
     """The methods behind ``ds.lens``; every reduction takes the options of the function of the same name."""
 
     def __init__(self, data: xr.Dataset) -> None:

@@ -35,6 +35,8 @@ def percentile_interval(values: Any, confidence: float) -> tuple[Any, Any]:
     """
     tail = (1 - confidence) / 2
     values = np.asarray(values, dtype=float)
+    if not values.size:
+        return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
     low, high = np.nanquantile(values, [tail, 1 - tail], axis=0)
     return low, high
 
@@ -94,6 +96,34 @@ def normal_interval(mean: Any, error: Any, confidence: float = 0.95) -> tuple[An
     require_resampling(0, confidence)
     reach = ndtri(1 - (1 - confidence) / 2) * np.asarray(error, dtype=float)
     mean = np.asarray(mean, dtype=float)
+    return mean - reach, mean + reach
+
+
+def wilson_interval(successes: Any, trials: Any, confidence: float = 0.95) -> tuple[Any, Any]:
+    """Return the bounds of a probability, of which so many successes in so many trials were seen; two-sided.
+
+    NaN where there was no trial, or a count is NaN.
+
+    References
+    ----------
+    Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference".
+    """
+    require_resampling(0, confidence)
+    one_sided = (1 + confidence) / 2
+    k, n = np.broadcast_arrays(np.asarray(successes, dtype=float), np.asarray(trials, dtype=float))
+    k = np.where(n > 0, k, np.nan)
+    high = binomial_upper(k, n, confidence=one_sided)
+    return 1 - binomial_upper(n - k, n, confidence=one_sided), high
+
+
+def student_interval(mean: Any, error: Any, freedom: Any, confidence: float = 0.95) -> tuple[Any, Any]:
+    """Return the bounds mean ± t · standard error, with such degrees of freedom; NaN where there are none."""
+    from scipy.special import stdtrit
+
+    require_resampling(0, confidence)
+    freedom = np.asarray(freedom, dtype=float)
+    t = stdtrit(np.where(freedom > 0, freedom, np.nan), (1 + confidence) / 2)
+    mean, reach = np.asarray(mean, dtype=float), t * np.asarray(error, dtype=float)
     return mean - reach, mean + reach
 
 

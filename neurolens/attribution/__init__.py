@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from neurolens.attribution.maps import attributions, combined, completeness
     from neurolens.attribution.masks import cluster_masks, complements, controls, unions, unit_masks
     from neurolens.attribution.planner import Cost, Plan, plan
+    from neurolens.attribution.reading import accuracy, scores
     from neurolens.attribution.scores import entropy, gini, patch_table, ranking, sparsity
     from neurolens.attribution.statistics import compare, held_out
+    from neurolens.attribution.summaries import filtered_summary
 
 _HOMES = {
     "Cost": "planner",
     "Cuts": "cuts",
     "Plan": "planner",
+    "accuracy": "reading",
     "attributions": "maps",
     "basis_gradients": "gradients",
     "blur_fill": "fills",
@@ -39,6 +42,7 @@ _HOMES = {
     "entropy": "scores",
     "faithfulness": "faithfulness",
     "filled": "fills",
+    "filtered_summary": "summaries",
     "find_cuts": "cuts",
     "gini": "scores",
     "held_out": "statistics",
@@ -50,6 +54,7 @@ _HOMES = {
     "quadrature": "gradients",
     "ranking": "scores",
     "road_fill": "fills",
+    "scores": "reading",
     "sparsity": "scores",
     "split_controls": "controlled",
     "unions": "masks",
@@ -60,6 +65,7 @@ __all__ = [
     "Cost",
     "Cuts",
     "Plan",
+    "accuracy",
     "attributions",
     "basis_gradients",
     "blur_fill",
@@ -74,6 +80,7 @@ __all__ = [
     "entropy",
     "faithfulness",
     "filled",
+    "filtered_summary",
     "find_cuts",
     "gini",
     "held_out",
@@ -85,6 +92,7 @@ __all__ = [
     "quadrature",
     "ranking",
     "road_fill",
+    "scores",
     "sparsity",
     "split_controls",
     "unions",

@@ -1,5 +1,6 @@
 """Scores with and without a filter class by class, in parts that can be merged."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from neurolens.attribution.paired import require_pairs
+from neurolens.attribution.reading import Level, each_checkpoint, pair_needed
 from neurolens.errors import MissingMeasurementError, SchemaError, nearest
 
 Array = npt.NDArray[Any]
@@ -16,7 +18,15 @@ _QUANTITIES = ("filtered", "baseline", "difference")
 
 
 def per_class(
-    filtered: xr.DataArray, baseline: xr.DataArray, *, classes: str = "label", dim: str = "sample"
+    filtered: xr.DataArray | xr.Dataset,
+    baseline: xr.DataArray | None = None,
+    *,
+    score: str = "drop",
+    level: Level = "patch",
+    kinds: str | Sequence[str] = "without",
+    only: Iterable[Any] | None = None,
+    classes: str = "label",
+    dim: str = "sample",
 ) -> xr.Dataset:
     """Describe the scores of each class, with and without a filter.
 
@@ -25,10 +35,16 @@ def per_class(
 
     Parameters
     ----------
-    filtered : (sample, …)
-        Scores, e.g. the drop of the probability.
-    baseline : (sample, …)
-        Scores of the unfiltered maps of the same samples; dims that it lacks are those over which it is the same.
+    filtered : Dataset of the opened attributions cube, or scores (sample, …)
+        Of a cube, sets of some kinds are described beside the whole, checkpoint by checkpoint. Scores are e.g. the drop
+        of the probability.
+    baseline : (sample, …), with scores
+        Those of the unfiltered maps of the same samples; dims that it lacks are those over which it is the same.
+    score, level, kinds : with a cube
+        Which of the scores of `neurolens.attribution.scores`, of which entries (patch or pixel), of which kinds of sets
+        (only, without, union, control).
+    only
+        These classes, e.g. ``range(200)``; absent: all that have samples.
     classes
         The coordinate along ``dim`` that holds the class.
     dim
@@ -36,18 +52,37 @@ def per_class(
 
     Returns
     -------
-    Dataset over (class, …)
+    Dataset over (class, …), of a cube (class, series, map, method)
         ``n`` pairs of scores. ``filtered_mean``, ``filtered_std`` (ddof 0), the same of ``baseline`` and of
         ``difference`` = filtered − baseline, in the unit of the scores, and ``improved``, the share of differences
-        above 0: NaN where ``n`` is 0. Classes are sorted; those without a sample are absent.
+        above 0: NaN where ``n`` is 0. Classes are sorted; those without a sample are absent. Of a cube that names its
+        classes, with coordinate ``class_name``.
 
     Raises
     ------
     SchemaError
-        If samples are not the same, or a dim or the coordinate is missing.
+        If samples are not the same, a dim or the coordinate is missing, there is no sample of the classes, or a cube
+        has no whole, or no sets of the kinds.
+    MissingMeasurementError
+        If the score of a cube was not measured.
     NonFiniteError
         If a score is infinite.
     """
+    if only is not None:
+        filtered, baseline = _only(filtered, baseline, list(only), classes, dim)
+    if isinstance(filtered, xr.Dataset):
+        found = each_checkpoint(
+            filtered,
+            baseline,
+            lambda one, whole, named: per_class(one, whole, classes=named or classes, dim=dim),
+            score=score,
+            level=level,
+            kinds=kinds,
+            classes=classes,
+        )
+        return _class_names(found.transpose("class", ...), filtered, classes)
+    if baseline is None:
+        raise pair_needed("per_class")
     pairs = require_pairs(filtered, baseline, dim, classes)
     groups, names = pairs.groups, pairs.names
     assert groups is not None
@@ -70,6 +105,34 @@ def per_class(
     dims, shape = ("class", *pairs.dims), (len(names), *pairs.shape)
     coords = {**pairs.coords, "class": names}
     return xr.Dataset({name: (dims, values.reshape(shape)) for name, values in out.items()}, coords)
+
+
+def _only(
+    filtered: xr.DataArray | xr.Dataset, baseline: xr.DataArray | None, wanted: list[Any], classes: str, dim: str
+) -> tuple[xr.DataArray | xr.Dataset, xr.DataArray | None]:
+    """Select the samples of some classes."""
+    if classes not in filtered.coords or filtered[classes].dims != (dim,):
+        along = [str(name) for name, coord in filtered.coords.items() if coord.dims == (dim,)]
+        raise SchemaError(f"there is no coordinate {classes!r} of {dim!r}; {nearest(classes, along)}")
+    there = filtered[classes].to_numpy()
+    at = np.flatnonzero(pd.Series(there).isin(wanted).to_numpy())
+    if not len(at):
+        known = pd.unique(there).tolist()
+        raise SchemaError(
+            f"there is no sample of classes {wanted[:12]} in {classes!r}, which has {len(known)} classes, e.g. "
+            f"{known[:12]}; name some of those"
+        )
+    return filtered.isel({dim: at}), None if baseline is None else baseline.isel({dim: at})
+
+
+def _class_names(found: xr.Dataset, ds: xr.Dataset, classes: str) -> xr.Dataset:
+    """Add the names of classes where the cube has them: a label is a place along `class`."""
+    numbers = found["class"].to_numpy()
+    if classes != "label" or "class" not in ds.coords or ds["class"].dims != ("class",):
+        return found
+    if not ((numbers >= 0) & (numbers < ds.sizes["class"])).all():
+        return found
+    return found.assign_coords(class_name=("class", ds["class"].to_numpy()[numbers]))
 
 
 def merge_classes(*parts: xr.Dataset, shared: Literal["refuse", "pool"] = "refuse") -> xr.Dataset:
@@ -142,5 +205,11 @@ def merge_classes(*parts: xr.Dataset, shared: Literal["refuse", "pool"] = "refus
         within = rows(f"{name}_std") ** 2 + (rows(f"{name}_mean") - mean[codes]) ** 2
         out[f"{name}_mean"], out[f"{name}_std"] = mean, np.sqrt(total(rows("n") * within) / size)
     out["improved"] = total(rows("n") * rows("improved")) / size
-    dims = stacked[0]["n"].dims
-    return xr.Dataset({name: (dims, values) for name, values in out.items()}, {**first.coords, "class": names})
+    dims, coords = stacked[0]["n"].dims, {**first.coords, "class": names}
+    if all("class_name" in part.coords for part in stacked):
+        at = np.unique(codes, return_index=True)[1]
+        coords["class_name"] = ("class", np.concatenate([part["class_name"].to_numpy() for part in stacked])[at])
+    found = xr.Dataset({name: (dims, values) for name, values in out.items()}, coords, attrs=stacked[0].attrs)
+    for variable, array in found.data_vars.items():
+        array.attrs = dict(stacked[0][variable].attrs)
+    return found

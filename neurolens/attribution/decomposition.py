@@ -7,14 +7,16 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from neurolens.attribution.parts import decomposed
 from neurolens.errors import SchemaError
 
 Array = npt.NDArray[Any]
 
 
 def decompose(
-    maps: xr.DataArray,
+    maps: xr.DataArray | xr.Dataset,
     *,
+    entries: int | None = None,
     whole: xr.DataArray | None = None,
     change: xr.DataArray | None = None,
     over: Sequence[str] | None = None,
@@ -24,9 +26,11 @@ def decompose(
 
     Parameters
     ----------
-    maps : (…, map, …)
+    maps : Dataset of the opened attributions cube, or (…, map, …)
         Signed maps through each cluster: of Integrated Gradients they add up to the map through all units, of Saliency
-        they do not.
+        they do not. Of a cube all clusterings are described, from what was measured of their maps.
+    entries : with a cube
+        Numbers of a map, channels · height · width, which correlations need and a cube holds only where it keeps maps.
     whole : (…), optional
         The map through all units, to see what the clusters leave of it.
     change : (sample,), optional
@@ -48,15 +52,31 @@ def decompose(
         NaN where it is not defined: the share where all maps are 0 or nothing changes, the cosine of a map of zeros,
         the correlation where no pair of maps varies; a map with NaN.
 
+        Of a cube all are over (series, sample, map, method), with the clusters of all clusterings along `map`, and
+        what is of a clustering is said of each of its clusters. ``cosine`` and ``correlation`` are over (…, mate), the
+        number of the other cluster; there is ``mean_abs_cosine`` too, and ``correlation`` and ``mean_abs_correlation``
+        where ``entries`` is known. ``conductance`` and ``completeness_share`` are NaN for methods other than
+        Integrated Gradients.
+
     Raises
     ------
     SchemaError
         If a dim is missing, ``whole`` or ``change`` has other dims, or there are no clusters.
+    MissingMeasurementError
+        If maps of a cube were not measured.
 
     References
     ----------
     Sundararajan et al. 2017, proposition 1 (completeness); Dhamdhere et al. 2019 (conductance).
     """
+    if isinstance(maps, xr.Dataset):
+        if given := [
+            name for name, value in (("whole", whole), ("change", change), ("over", over)) if value is not None
+        ]:
+            raise SchemaError(f"{' and '.join(given)} go with maps; a cube holds what they are: leave them out")
+        return decomposed(maps, entries=entries)
+    if entries is not None:
+        raise SchemaError(f"entries={entries} goes with a cube; maps have as many as they have: leave it out")
     if not maps.sizes.get(dim):
         raise SchemaError(f"found maps over {dict(maps.sizes)}, and clusters along {dim!r} were needed; name theirs")
     over = [str(d) for d in maps.dims if d not in (dim, "sample")] if over is None else list(over)
@@ -66,10 +86,10 @@ def decompose(
             "give them as over"
         )
     lead = [d for d in maps.dims if d not in (dim, *over)]
-    for name, given, allowed in (("whole", whole, {*lead, *over}), ("change", change, set(lead))):
-        if given is not None and not set(given.dims) <= allowed:
+    for name, array, allowed in (("whole", whole, {*lead, *over}), ("change", change, set(lead))):
+        if array is not None and not set(array.dims) <= allowed:
             raise SchemaError(
-                f"{name} has dims {given.dims}, and some of {sorted(map(str, allowed))} were needed; sum over others"
+                f"{name} has dims {array.dims}, and some of {sorted(map(str, allowed))} were needed; sum over others"
             )
     maps = _in_one(maps, [dim, *over])
     norm, share, cosine, correlation = xr.apply_ufunc(

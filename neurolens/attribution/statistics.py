@@ -1,6 +1,6 @@
 """Whether filtered maps score otherwise than unfiltered ones: paired tests and intervals, for a whole grid at once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from neurolens.attribution.paired import Pairs, require_pairs
+from neurolens.attribution.reading import Level, each_checkpoint, pair_needed
 from neurolens.errors import SchemaError, nearest
 from neurolens.inference import (
     benjamini_hochberg,
@@ -24,9 +25,12 @@ PERCENTILES = (5, 25, 50, 75, 95)
 
 
 def compare(
-    filtered: xr.DataArray,
-    baseline: xr.DataArray,
+    filtered: xr.DataArray | xr.Dataset,
+    baseline: xr.DataArray | None = None,
     *,
+    score: str = "drop",
+    level: Level = "patch",
+    kinds: str | Sequence[str] = "without",
     dim: str = "sample",
     classes: str | None = None,
     bootstrap: int = 10_000,
@@ -42,16 +46,21 @@ def compare(
 
     Parameters
     ----------
-    filtered : (sample, …)
-        Scores, e.g. the drop of the probability. All filters in it are one family: the p-values that hold for the
-        whole grid hold for these.
-    baseline : (sample, …)
-        Scores of the unfiltered maps of the same samples; dims that it lacks are those over which it is the same.
+    filtered : Dataset of the opened attributions cube, or scores (sample, …)
+        Of a cube, sets of some kinds are compared with the whole, checkpoint by checkpoint. Scores are e.g. the drop of
+        the probability. All filters in it are one family: the p-values that hold for the whole grid hold for these. Of
+        a cube they are all sets and methods of a checkpoint; for a smaller family, select maps (and the whole) first.
+    baseline : (sample, …), with scores
+        Those of the unfiltered maps of the same samples; dims that it lacks are those over which it is the same.
+    score, level, kinds : with a cube
+        Which of the scores of `neurolens.attribution.scores`, of which entries (patch or pixel), of which kinds of sets
+        (only, without, union, control).
     dim
         That of the samples.
     classes : str, optional
-        A coordinate along ``dim``, e.g. ``label``. Samples of one class are alike, so intervals that draw them one by
-        one are too narrow: with this, whole classes are drawn and flipped as well.
+        A coordinate along ``dim``, e.g. ``label``, which is taken of a cube that has it. Samples of one class are
+        alike, so intervals that draw them one by one are too narrow: with this, whole classes are drawn and flipped as
+        well.
     bootstrap
         Resamples of the intervals; 0 for none.
     flips
@@ -66,7 +75,7 @@ def compare(
 
     Returns
     -------
-    Dataset over the other dims of ``filtered``
+    Dataset over the other dims of ``filtered``: of a cube (series, map, method)
         ``n`` pairs of scores; where there is none, the rest is NaN. ``filtered_mean``, ``baseline_mean``,
         ``difference``: means, in the unit of the scores. ``std`` of the differences (ddof 0), ``percentile`` of them
         along ``percent``, ``improved``: share above 0. ``t``, ``p_t``: paired t test, two-sided, and ``d_z``, mean over
@@ -79,7 +88,10 @@ def compare(
     Raises
     ------
     SchemaError
-        If samples are not the same, a dim or the coordinate is missing, or an option is out of range.
+        If samples are not the same, a dim or the coordinate is missing, an option is out of range, or a cube has no
+        whole, or no sets of the kinds.
+    MissingMeasurementError
+        If the score of a cube was not measured.
     NonFiniteError
         If a score is infinite.
 
@@ -88,6 +100,25 @@ def compare(
     Lakens 2013 (d_z); Efron and Tibshirani 1993, section 13.3; Field and Welsh 2007 (whole classes are drawn);
     Westfall and Young 1993; Benjamini and Hochberg 1995.
     """
+    if isinstance(filtered, xr.Dataset):
+        options: Any = {
+            "bootstrap": bootstrap,
+            "flips": flips,
+            "confidence": confidence,
+            "seed": seed,
+            "compat": compat,
+        }
+        return each_checkpoint(
+            filtered,
+            baseline,
+            lambda one, whole, named: compare(one, whole, dim=dim, classes=named, **options),
+            score=score,
+            level=level,
+            kinds=kinds,
+            classes=classes,
+        )
+    if baseline is None:
+        raise pair_needed("compare")
     require_resampling(bootstrap, confidence)
     if flips < 0:
         raise SchemaError(f"flips={flips} is no number of random signs; give 0 for none, or e.g. 10000")
@@ -121,9 +152,12 @@ def compare(
 
 
 def held_out(
-    filtered: xr.DataArray,
-    baseline: xr.DataArray,
+    filtered: xr.DataArray | xr.Dataset,
+    baseline: xr.DataArray | None = None,
     *,
+    score: str = "drop",
+    level: Level = "patch",
+    kinds: str | Sequence[str] = "without",
     choose: Literal["larger", "smaller"] = "larger",
     share: float = 0.5,
     dim: str = "sample",
@@ -138,14 +172,14 @@ def held_out(
 
     Parameters
     ----------
-    filtered, baseline, dim, bootstrap, confidence
-        As for `compare`.
+    filtered, baseline, score, level, kinds, dim, bootstrap, confidence
+        As for `compare`. Of a cube, each checkpoint chooses for itself, by the same samples.
     choose : {"larger", "smaller"}
         By the largest mean of ``filtered − baseline``, or the smallest. The first of equal ones.
     share
         Of the samples, or with ``classes`` of the classes, by which it is chosen.
     classes : str, optional
-        As for `compare`; whole classes are on one side.
+        As for `compare`, also with a cube; whole classes are on one side.
     seed
         Decides who is on which side, and the resamples.
 
@@ -153,14 +187,34 @@ def held_out(
     -------
     Dataset
         As from `compare`, of the samples held out, without ``p_max_t`` and ``p_bh``: it is one test. The filter is told
-        by the coordinates, and by its position along each dim as ``chosen_<dim>``. ``chosen_difference``,
+        by the coordinates, and, of scores, by its position along each dim as ``chosen_<dim>``. ``chosen_difference``,
         ``chosen_n``: mean difference of, and how many, the samples it was chosen by.
 
     Raises
     ------
-    SchemaError, NonFiniteError
+    SchemaError, MissingMeasurementError, NonFiniteError
         As for `compare`; also if there is nothing to choose from, or a side would have no sample.
     """
+    if isinstance(filtered, xr.Dataset):
+        options: Any = {
+            "choose": choose,
+            "share": share,
+            "bootstrap": bootstrap,
+            "confidence": confidence,
+            "seed": seed,
+        }
+        found = each_checkpoint(
+            filtered,
+            baseline,
+            lambda one, whole, named: held_out(one, whole, dim=dim, classes=named, **options),
+            score=score,
+            level=level,
+            kinds=kinds,
+            classes=classes,
+        )
+        return found.drop_vars([name for name in found.data_vars if name in ("chosen_map", "chosen_method")])
+    if baseline is None:
+        raise pair_needed("held_out")
     if choose not in ("larger", "smaller"):
         raise SchemaError(f"choose={choose!r} is unknown; {nearest(str(choose), ('larger', 'smaller'))}")
     if not 0 < share < 1:

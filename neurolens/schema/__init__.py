@@ -12,6 +12,7 @@ from typing import Any
 import xarray as xr
 
 from neurolens.errors import MissingMeasurementError, SchemaError, nearest
+from neurolens.schema.attribution_results import ATTRIBUTION_RESULTS, ATTRIBUTION_SCORES, GRID_STATISTICS, SCORE
 from neurolens.schema.attributions import ATTRIBUTIONS, CLUSTERS
 from neurolens.schema.concepts import CONCEPTS
 from neurolens.schema.effect_results import FUNCTIONAL_DEATHS
@@ -40,6 +41,8 @@ from neurolens.schema.units import ACTIVATIONS, DORMANCY, UNITS
 __all__ = [
     "ACTIVATIONS",
     "ATTRIBUTIONS",
+    "ATTRIBUTION_RESULTS",
+    "ATTRIBUTION_SCORES",
     "CLUSTERS",
     "CONCEPTS",
     "CORRECT",
@@ -54,6 +57,7 @@ __all__ = [
     "GRAD_NORM",
     "GRAD_NORM_PIXEL",
     "GRAND",
+    "GRID_STATISTICS",
     "LOSS",
     "MARGIN",
     "MORTALITY_RESULTS",
@@ -62,6 +66,7 @@ __all__ = [
     "P_TRUE",
     "RESULTS",
     "SAMPLES",
+    "SCORE",
     "SERIES",
     "SERIES_DIMS",
     "TALLIES",
