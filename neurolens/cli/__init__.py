@@ -6,6 +6,7 @@ import typer
 
 from neurolens import __version__
 from neurolens.cli import (
+    attributions,
     clusters,
     comparing,
     demo,
@@ -62,6 +63,7 @@ keeping.exports.command("trajectories")(tallies.export_trajectories)
 keeping.exports.command("events")(tallies.export_events)
 keeping.exports.command("metrics")(tallies.export_metrics)
 keeping.exports.command("clusters")(clusters.export_clusters)
+keeping.exports.command("attributions")(attributions.export_attributions)
 keeping.imports.command("tallies")(tallies.import_tallies)
 app.add_typer(keeping.exports, name="export")
 app.add_typer(keeping.imports, name="import")
