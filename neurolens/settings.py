@@ -141,6 +141,8 @@ def _absolute(value: Any, folder: Path) -> Any:
         return absolute(value, folder)
     if isinstance(value, tuple):
         return tuple(_absolute(item, folder) for item in value)
+    if isinstance(value, dict):
+        return {key: _absolute(item, folder) for key, item in value.items()}
     return value
 
 

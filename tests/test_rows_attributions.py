@@ -1,0 +1,180 @@
+"""Rows of attributions: asked of the clusters in the store, and of no set twice."""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from attribution_study import TEXT, outcomes, run, run_both
+
+import neurolens
+from neurolens import rows
+from neurolens.errors import DataError, SchemaError, StudyError
+from neurolens.study import load_study
+
+
+def opened(path, cube="attributions") -> xr.Dataset:
+    return neurolens.open_run(load_study(path).store.url)[cube].to_dataset().compute()
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[list[str]]:
+    """The names of the sets that each measurement was asked of, in order."""
+    import neurolens.attribution.measure as module
+
+    seen, measure = [], module.measure
+
+    def watched(*args: Any, **options: Any) -> Any:
+        seen.append([one.name for one in options["sets"]])
+        return measure(*args, **options)
+
+    assert isinstance(module, ModuleType)
+    monkeypatch.setattr(module, "measure", watched)
+    return seen
+
+
+def test_run_rows__measures_every_set_of_every_block_once(make_study, asked):
+    path = make_study(text=TEXT, checkpoints=2)
+    done = run_both(path)
+    assert outcomes(done["clusters"]) == outcomes(done["attributions"]) == {("computed", "")}
+    assert len(done["attributions"]) == 2 * 3
+    assert run_both(path) == {"clusters": [], "attributions": []}
+    found = opened(path)
+    names = found["map"].values.tolist()
+    assert names[0] == "whole"
+    assert len(names) == 1 + 2 * 2 * (2 + 3) + 2
+    assert asked == [names] * 6
+    assert found.sizes["sample"] == 6
+    for name in ("patch", "total", "masked_logit", "target"):
+        assert np.isfinite(found[name]).any(), name
+    assert np.isfinite(found["total"]).all()
+
+
+def test_plan__waits_for_the_clusters_of_the_checkpoint_that_they_are_taken_from(make_study):
+    path = make_study(text=TEXT, checkpoints=2)
+    study = load_study(path)
+    plan = rows.plan(rows.gather(study, "attributions"), rows.open_for_reading(study))
+    assert plan.rows == ()
+    assert plan.notes[-1] == "attributions wait for clusters of epoch 1: run clusters first"
+
+
+def test_run_rows__of_another_k_measures_its_sets_alone(make_study, asked):
+    path = make_study(text=TEXT, checkpoints=1)
+    run_both(path)
+    before = opened(path)
+    asked.clear()
+    done = run_both(path, "clusters.k=[2,3,4]")
+    assert outcomes(done["attributions"]) == {("computed", "")}
+    new = [f"{cut}/{word}k4/{c}" for cut in ("bn2", "bn3") for c in range(4) for word in ("", "without ")]
+    assert asked == [new] * 3
+    after = opened(path)
+    old = after.sel(map=before["map"].values, mate=before["mate"].values)
+    for name, values in before.data_vars.items():
+        np.testing.assert_array_equal(old[name].values, values.values, err_msg=str(name))
+    assert np.isfinite(after["total"].sel(map=new)).all()
+    assert np.isfinite(after["dot"].sel(map="bn2/k4/0")).all()
+    assert run_both(path, "clusters.k=[2,3,4]")["attributions"] == []
+
+
+def test_run_rows__of_fewer_sets_measures_nothing_and_of_the_same_ones_again_neither(make_study, asked):
+    path = make_study(text=TEXT, checkpoints=1)
+    run_both(path)
+    asked.clear()
+    study = load_study(path, overrides=["clusters.k=[2]"])
+    run(path, "clusters", "clusters.k=[2]")
+    materials = rows.gather(study, "attributions")
+    store = rows.open_for_writing(study)
+    assert rows.plan(materials, store).todo == ()
+    rows.prepare(materials, store)
+    assert {name.rpartition("/")[0] for name in opened(path)["map"].values.tolist()} >= {"bn2/k2", "bn3/k2"}
+    assert not [name for name in opened(path)["map"].values.tolist() if "k3" in name]
+    run(path, "clusters")
+    assert run(path, "attributions") == []
+    materials = rows.gather(load_study(path), "attributions")
+    rows.prepare(materials, store)
+    assert "bn3/k3/2" in opened(path)["map"].values.tolist()
+    assert asked == []
+
+
+def test_run_rows__of_another_layer_measures_its_sets_alone(make_study, asked):
+    path = make_study(text=TEXT.replace('layers = ["bn2", "bn3"]', 'layers = ["bn3"]'), checkpoints=1)
+    run_both(path)
+    asked.clear()
+    run_both(path, 'clusters.layers=["bn2","bn3"]')
+    assert {name.split("/")[0] for names in asked for name in names} == {"bn2"}
+
+
+def test_run_rows__switches_a_part_on_without_measuring_the_others_anew(make_study, asked):
+    path = make_study(text=TEXT, checkpoints=1)
+    run_both(path, "attributions.faithfulness=false")
+    before = opened(path)
+    assert "masked_logit" not in before
+    assert outcomes(run_both(path)["attributions"]) == {("computed", "")}
+    after = opened(path)
+    np.testing.assert_array_equal(before["patch"].values, after["patch"].values)
+    assert np.isfinite(after["masked_logit"]).any()
+
+
+def test_run_rows__measures_a_changed_setting_anew(make_study):
+    path = make_study(text=TEXT, checkpoints=1)
+    run_both(path)
+    logits = opened(path)
+    assert len(run_both(path, 'attributions.explain="log_prob"')["attributions"]) == 3
+    changed = opened(path)
+    np.testing.assert_allclose(changed["output"], logits["log_prob"], rtol=1e-5)
+    assert not np.allclose(logits["total"], changed["total"], rtol=1e-2)
+    assert run_both(path)["attributions"] != []  # a row holds what was measured last
+
+
+def test_run_rows__takes_each_checkpoints_own_clusters(make_study):
+    path = make_study(text=TEXT, checkpoints=3)
+    each = 'attributions.clusters_from="each"'
+    assert outcomes(run_both(path, each)["attributions"]) == {("computed", "")}
+    found, clusters = opened(path), opened(path, "clusters")
+    labels = clusters["unit_cluster"].sel(k=2).where(clusters["layer"] == "bn3", drop=True)
+    assert not (labels == labels.isel(epoch=0)).all()
+    assert np.isfinite(found["total"]).all()
+    assert run_both(path, each)["attributions"] == []
+    path.parent.joinpath("checkpoints", "epoch_3.pt").write_bytes(
+        path.parent.joinpath("checkpoints", "epoch_0.pt").read_bytes()
+    )
+    assert len(run_both(path, each)["attributions"]) == 3
+
+
+def test_run_rows__adds_images_as_blocks_and_measures_only_those(make_study):
+    path = make_study(text=TEXT, checkpoints=1)
+    run_both(path)
+    before = opened(path)
+    assert len(run_both(path, "attributions.images=10")["attributions"]) == 2
+    after = opened(path)
+    assert after.sizes["sample"] == 10
+    same = after.sel(sample=before["sample"].values)
+    np.testing.assert_array_equal(same["patch"].values, before["patch"].values)
+
+
+def test_gather__names_what_unions_and_controls_do_not_find(make_study):
+    path = make_study(text=TEXT, checkpoints=1)
+    run(path, "clusters")
+    with pytest.raises(SchemaError, match="controlled names 'bn9/\\*', and there is no such set"):
+        rows.gather(load_study(path, overrides=['attributions.controlled=["bn9/*"]']), "attributions")
+    with pytest.raises(SchemaError, match="there is no cluster 'bn3/k9/0'"):
+        rows.gather(load_study(path, overrides=['attributions.unions={u=["bn3/k9/0"]}']), "attributions")
+    with pytest.raises(StudyError, match="clusters_from is 7, and there is no checkpoint of that epoch"):
+        rows.gather(load_study(path, overrides=["attributions.clusters_from=7"]), "attributions")
+
+
+def test_gather__takes_clusters_of_files_and_refuses_those_of_another_layer(make_study):
+    path = make_study(text=TEXT, checkpoints=1)
+    run(path, "clusters")
+    folder = path.parent / "bn3_k2"
+    folder.mkdir()
+    labels = np.arange(32, dtype=np.int32) % 2
+    np.savez(folder / "cluster_results.npz", selected_block="bn3", labels=labels, n_clusters=2)
+    study = load_study(path, overrides=['attributions.files={bn3=["bn3_k2/cluster_results.npz"]}'])
+    names = [one.name for one in rows.gather(study, "attributions").sets.sets[0]]
+    assert "bn3/bn3_k2/1" in names
+    assert "bn3/without bn3_k2/0" in names
+    wrong = load_study(path, overrides=['attributions.files={bn2=["bn3_k2/cluster_results.npz"]}'])
+    with pytest.raises(DataError, match="holds clusters of 'bn3', and those of 'bn2' were needed"):
+        rows.gather(wrong, "attributions")
