@@ -23,6 +23,7 @@ from neurolens.data import (
 from neurolens.data.arrays import ArrayImages
 from neurolens.data.augmentation import training_batches
 from neurolens.data.batching import resident
+from neurolens.data.draws import keys as random_keys
 from neurolens.data.folders import FileImages
 from neurolens.data.samples import digest
 from neurolens.data.selection import select as select_positions
@@ -157,6 +158,24 @@ def test_select__stratified_keeps_the_proportions():
     part = np.bincount(select(fraction=0.1).labels)
     assert part.sum() == 180
     assert np.abs(part - whole / 10).max() < 1
+
+
+def test_select__stratified_takes_few_of_many_classes_by_chance():
+    labels = np.repeat(np.arange(100), 3)
+    names = tuple(f"c{i}" for i in range(100))
+    keys = random_keys(map(str, range(len(labels))))
+
+    def chosen(seed, count):
+        table = Selection(count=count, how="stratified", seed=seed)
+        kept = select_positions(table, labels, names, ids=lambda: np.zeros(0, str), keys=lambda: keys)
+        return labels[kept].tolist()
+
+    few = chosen(0, 20)
+    assert len(set(few)) == 20
+    assert max(few) > 60
+    assert few != chosen(1, 20)
+    assert set(few) <= set(chosen(0, 50))
+    assert sorted(chosen(0, 100)) == list(range(100))
 
 
 @pytest.mark.parametrize("how", ["random", "stratified"])

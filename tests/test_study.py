@@ -18,7 +18,9 @@ TEMPLATES = (
     "cifar100",
     "cifar100_incremental",
     "cifar_resnet18",
+    "densenet121_imagenet",
     "digits",
+    "digits_clusters",
     "gpt2",
     "imagenet_folder",
     "places365",
@@ -27,6 +29,7 @@ TEMPLATES = (
     "shapes",
 )
 OF_UNITS = ("cifar_resnet18", "gpt2", "places365_resnet18", "pythia")
+OF_CLUSTERS = ("densenet121_imagenet", "digits_clusters")
 OF_CONCEPTS = ("places365_resnet18", "shapes")
 
 
@@ -291,7 +294,9 @@ def test_init_study__writes_a_study_that_loads_with_each_of_its_profiles(tmp_pat
     for profile in (None, *profiles):
         study = load_study(path, profile=profile)
         assert Study.model_validate_json(study.model_dump_json()) == study
-        assert (study.units if template in OF_UNITS else study.samples) is not None
+        assert (
+            study.units if template in OF_UNITS else study.clusters if template in OF_CLUSTERS else study.samples
+        ) is not None
         assert (study.concepts is not None) == (study.effects is not None) == (template in OF_CONCEPTS)
         if study.effects is not None and study.effects.compat:  # what its functional deaths are told by
             assert study.effects.conductance

@@ -28,7 +28,8 @@ def select(
     takes ``numpy.linspace(0, N - 1, n)`` rounded down, the first and the last among them. The first two agree where n
     divides N.
     ``random`` takes the samples with the lowest draws of (seed, key), so that the choice does not depend on the order;
-    ``stratified`` does so within each class, with class sizes in proportion (largest remainders).
+    ``stratified`` does so within each class, with class sizes in proportion (largest remainders, and of equal ones the
+    lowest draws of (seed, class): a few samples of many classes are not those of the first classes).
 
     Parameters
     ----------
@@ -67,7 +68,8 @@ def select(
         return kept[np.linspace(0, len(kept) - 1, wanted, dtype=np.int64)]
     score = draws.bits(keys()[kept], "select", table.seed)
     groups = labels[kept] if table.how == "stratified" else np.zeros(len(kept), dtype=np.int64)
-    return kept[_lowest(score, groups, wanted)]
+    turns = draws.bits(draws.keys(map(str, range(len(classes)))), "select classes", table.seed)
+    return kept[_lowest(score, groups, wanted, turns)]
 
 
 def of_classes(table: Selection, labels: npt.NDArray[np.int64], classes: tuple[str, ...]) -> Indices:
@@ -105,11 +107,11 @@ def flip_labels(
     return np.where(flipped, other, labels), flipped
 
 
-def _lowest(score: draws.Keys, groups: npt.NDArray[np.int64], wanted: int) -> Indices:
+def _lowest(score: draws.Keys, groups: npt.NDArray[np.int64], wanted: int, turns: draws.Keys) -> Indices:
     names, sizes = np.unique(groups, return_counts=True)
     exact = sizes * (wanted / len(groups))
     quota = np.floor(exact).astype(np.int64)
-    remainders = np.argsort(-(exact - quota), kind="stable")
+    remainders = np.lexsort((turns[names], -(exact - quota)))
     quota[remainders[: wanted - quota.sum()]] += 1
     chosen = []
     for name, size in zip(names, quota):
