@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neurolens.attribution.fills import Fill
 from neurolens.attribution.masked import Array, Target, answers
-from neurolens.attribution.scores import order
+from neurolens.attribution.scores import count_of, order
 from neurolens.errors import SchemaError, nearest
 
 SHARES = tuple(step / 10 for step in range(11))
@@ -105,3 +105,8 @@ def steps_away(
     entries = order(row if first == "most" else -row)
     counts = [round(float(share) * len(row)) for share in shares]
     return [entries[:count] if kind == "deletion" else entries[count:] for count in counts]
+
+
+def highest(row: Array, share: float) -> Array:
+    """Return the entries that are taken away, from the mass of each entry of a map, (n,)."""
+    return order(row)[: count_of(share, len(row))]

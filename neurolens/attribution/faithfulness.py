@@ -4,9 +4,10 @@ import numpy as np
 import xarray as xr
 from torch import Tensor, nn
 
+from neurolens.attribution.curves import highest
 from neurolens.attribution.fills import Fill
-from neurolens.attribution.masked import Array, Target, answers
-from neurolens.attribution.scores import Compat, count_of, order
+from neurolens.attribution.masked import Target, answers
+from neurolens.attribution.scores import Compat, count_of
 
 
 def faithfulness(
@@ -103,8 +104,3 @@ def faithfulness(
     }
     attrs = {**found.attrs, "count": count_of(share, found.attrs["entries"])}
     return xr.Dataset(data, attrs=attrs)
-
-
-def highest(row: Array, share: float) -> Array:
-    """Return the entries that are taken away, from the mass of each entry of a map, (n,)."""
-    return order(row)[: count_of(share, len(row))]

@@ -8,8 +8,7 @@ import numpy.typing as npt
 import xarray as xr
 from torch import Tensor, nn
 
-from neurolens.attribution.curves import SHARES, steps_away
-from neurolens.attribution.faithfulness import highest
+from neurolens.attribution.curves import SHARES, highest, steps_away
 from neurolens.attribution.masked import answers
 from neurolens.attribution.scores import Compat, masses
 from neurolens.study import Attributions
