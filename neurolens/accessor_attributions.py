@@ -13,11 +13,11 @@ class AttributionMethods:
 
     _data: xr.Dataset
 
-    def scores(self, **options: Any) -> xr.Dataset:
-        """How concentrated and how faithful each map is: `neurolens.attribution.scores`."""
-        from neurolens.attribution import scores
+    def map_scores(self, **options: Any) -> xr.Dataset:
+        """How concentrated and how faithful each map is: `neurolens.attribution.map_scores`."""
+        from neurolens.attribution import map_scores
 
-        return scores(self._data, **options)
+        return map_scores(self._data, **options)
 
     def accuracy(self, **options: Any) -> xr.Dataset:
         """How often the network is right, whatever is filtered: `neurolens.attribution.accuracy`."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from neurolens.attribution.maps import attributions, combined, completeness
     from neurolens.attribution.masks import cluster_masks, complements, controls, unions, unit_masks
     from neurolens.attribution.planner import Cost, Plan, plan
-    from neurolens.attribution.reading import accuracy, scores
+    from neurolens.attribution.reading import accuracy, map_scores
     from neurolens.attribution.scores import entropy, gini, patch_table, ranking, sparsity
     from neurolens.attribution.statistics import compare, held_out
     from neurolens.attribution.summaries import filtered_summary
@@ -46,6 +46,7 @@ _HOMES = {
     "find_cuts": "cuts",
     "gini": "scores",
     "held_out": "statistics",
+    "map_scores": "reading",
     "merge_classes": "classwise",
     "patch_table": "scores",
     "per_class": "classwise",
@@ -54,7 +55,6 @@ _HOMES = {
     "quadrature": "gradients",
     "ranking": "scores",
     "road_fill": "fills",
-    "scores": "reading",
     "sparsity": "scores",
     "split_controls": "controlled",
     "unions": "masks",
@@ -84,6 +84,7 @@ __all__ = [
     "find_cuts",
     "gini",
     "held_out",
+    "map_scores",
     "merge_classes",
     "patch_table",
     "per_class",
@@ -92,7 +93,6 @@ __all__ = [
     "quadrature",
     "ranking",
     "road_fill",
-    "scores",
     "sparsity",
     "split_controls",
     "unions",

@@ -41,8 +41,8 @@ def per_class(
     baseline : (sample, …), with scores
         Those of the unfiltered maps of the same samples; dims that it lacks are those over which it is the same.
     score, level, kinds : with a cube
-        Which of the scores of `neurolens.attribution.scores`, of which entries (patch or pixel), of which kinds of sets
-        (only, without, union, control).
+        Which of the scores of `neurolens.attribution.map_scores`, of which entries (patch or pixel), and of which kinds
+        of sets (only, without, union, control).
     only
         These classes, e.g. ``range(200)``; absent: all that have samples.
     classes

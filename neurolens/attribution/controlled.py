@@ -94,7 +94,7 @@ def control(
     draws : (…, draw), with numbers
         The same of the random sets (`controls`, `split_controls`).
     score, level : with a cube
-        Which of the scores of `neurolens.attribution.scores`, of which entries (patch or pixel).
+        Which of the scores of `neurolens.attribution.map_scores`, of which entries (patch or pixel).
     dim
         That of the random sets.
     alternative : {"larger", "smaller", "two-sided"}

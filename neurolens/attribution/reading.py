@@ -24,7 +24,7 @@ SCORES = (*CONCENTRATION, *DROPS)
 INTEGRAL = "integrated_gradients"
 
 
-def scores(
+def map_scores(
     ds: xr.Dataset, *, names: Sequence[str] | None = None, level: Level = "patch", mass: float | None = None
 ) -> xr.Dataset:
     """Score each map of an attributions cube.
@@ -141,12 +141,12 @@ def accuracy(ds: xr.Dataset, *, top: Iterable[int] = (1, 5), confidence: float =
 
 
 def score_of(ds: xr.Dataset, name: str, *, level: Level = "patch", mass: float | None = None) -> xr.DataArray:
-    """Return one score of each map, named and described: see `scores`; lazy if the cube is.
+    """Return one score of each map, named and described: see `map_scores`; lazy if the cube is.
 
     Raises
     ------
     SchemaError, MissingMeasurementError
-        As for `scores`.
+        As for `map_scores`.
     """
     require_cube(ds)
     _choice("level", level, LEVELS)
@@ -170,7 +170,7 @@ def beside_whole(
     SchemaError
         If there is no whole, or no map of these kinds.
     SchemaError, MissingMeasurementError
-        As for `scores`.
+        As for `map_scores`.
     """
     require_cube(ds)
     _choice("score", score, SCORES)

@@ -53,8 +53,8 @@ def compare(
     baseline : (sample, …), with scores
         Those of the unfiltered maps of the same samples; dims that it lacks are those over which it is the same.
     score, level, kinds : with a cube
-        Which of the scores of `neurolens.attribution.scores`, of which entries (patch or pixel), of which kinds of sets
-        (only, without, union, control).
+        Which of the scores of `neurolens.attribution.map_scores`, of which entries (patch or pixel), and of which kinds
+        of sets (only, without, union, control).
     dim
         That of the samples.
     classes : str, optional

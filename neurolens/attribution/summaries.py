@@ -31,7 +31,7 @@ def filtered_summary(
     ds : Dataset
         The opened attributions cube.
     scores
-        Which, of those of `neurolens.attribution.scores`. Samples that lack one of them are left out.
+        Which, of those of `neurolens.attribution.map_scores`. Samples that lack one of them are left out.
     level : {"patch", "pixel"}
         What an entry of a map is.
     kinds

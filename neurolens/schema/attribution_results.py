@@ -48,7 +48,7 @@ ATTRIBUTION_SCORES: dict[str, Variable] = _by_name(
         "Sundararajan et al. 2017, proposition 1",
     ),
 )
-"""Scores of maps, in the order that `scores` gives them."""
+"""Scores of maps, in the order that `map_scores` gives them."""
 
 ATTRIBUTION_RESULTS: dict[str, Variable] = _by_name(
     Variable("accuracy", (SERIES, "top"), "float64", "1", "share of the samples whose label is among the top classes"),
