@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from neurolens.attribution.curves import perturbation_curves
     from neurolens.attribution.cuts import Cuts, find_cuts
     from neurolens.attribution.decomposition import decompose
+    from neurolens.attribution.exported_files import export_attributions
     from neurolens.attribution.faithfulness import faithfulness
     from neurolens.attribution.fills import blur_fill, filled, road_fill
     from neurolens.attribution.gradients import basis_gradients, quadrature
@@ -40,6 +41,7 @@ _HOMES = {
     "controls": "masks",
     "decompose": "decomposition",
     "entropy": "scores",
+    "export_attributions": "exported_files",
     "faithfulness": "faithfulness",
     "filled": "fills",
     "filtered_summary": "summaries",
@@ -78,6 +80,7 @@ __all__ = [
     "controls",
     "decompose",
     "entropy",
+    "export_attributions",
     "faithfulness",
     "filled",
     "filtered_summary",
