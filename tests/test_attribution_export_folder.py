@@ -8,7 +8,8 @@ import pytest
 from attribution_cube_cases import attributions_cube, sets
 from attribution_export_cases import FIRST, METRICS, of_csv, of_json, scores_by_hand
 
-from neurolens.attribution.exported_files import export_attributions, one_checkpoint
+from neurolens.attribution import export_attributions
+from neurolens.attribution.exported_files import one_checkpoint
 from neurolens.attribution.exported_names import (
     blocked_by_cluster,
     control_folders,

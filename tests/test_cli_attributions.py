@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,3 +164,12 @@ def test_export_attributions__of_a_run_without_them_names_the_mend(make_store, t
 def test_export__lists_the_command():
     found = CliRunner().invoke(app, ["export", "--help"])
     assert "attributions" in found.output
+
+
+def test_page__runs_on_a_run(study, monkeypatch, tmp_path):
+    page = Path(__file__).parent.parent / "docs" / "how-to" / "attribution-files.md"
+    (tmp_path / "store.icechunk").symlink_to(load_study(study).store.url)
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    exec(compile(snippet, str(page), "exec"), {})
+    assert (tmp_path / "outputs" / "mask_grid_summary.csv").is_file()
