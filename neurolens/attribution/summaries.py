@@ -124,8 +124,8 @@ def _members(ds: xr.Dataset, classes: str) -> xr.DataArray:
 
 def _sums(values: xr.DataArray, members: xr.DataArray) -> xr.DataArray:
     """Return the sums of values over the samples of each class."""
+    values = values.reset_coords(drop=True)
     if values.chunks is not None:
         members = members.chunk(sample=values.chunksizes["sample"])
-    named = [name for name, coord in values.coords.items() if "class" in coord.dims]
-    out: xr.DataArray = xr.dot(values.drop_vars(named), members.astype(np.float64), dim="sample")
+    out: xr.DataArray = xr.dot(values, members.astype(np.float64), dim="sample")
     return out
