@@ -34,6 +34,9 @@ from neurolens.errors import MissingMeasurementError, SchemaError, nearest
 Kind = Literal["grid", "maps", "accuracy", "classes", "statistics", "controls", "decomposition"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+IMAGES = 64
+"""Of so many images a whole map is held at a time: 39 MB of 224 × 224 pixels."""
+
 
 class Exported(NamedTuple):
     """What was written: the folder, its files, and what was left out or is not known."""
@@ -221,7 +224,7 @@ def _maps(given: _Given) -> None:
 def full_maps(data: xr.Dataset, names: Sequence[str]) -> Iterator[tuple[str, str, int, Any]]:
     """Yield name, method (ig or saliency), position of the image and map (channel, y, x) of the maps that were kept.
 
-    Images are read one at a time.
+    They are read map by map, of 64 images at most.
 
     Raises
     ------
@@ -238,12 +241,14 @@ def full_maps(data: xr.Dataset, names: Sequence[str]) -> Iterator[tuple[str, str
             "no image has full maps; give full = 20 in the study's [attributions] and run: `neurolens run STUDY --only "
             "attributions`"
         )
-    for image in kept:
-        one = maps.isel(sample=int(image)).transpose("map", "method", "channel", "y", "x").to_numpy()
-        for name, of_methods in zip(names, one, strict=True):
-            for method, values in zip(methods, of_methods, strict=True):
-                if np.isfinite(values).any():
-                    yield name, method, int(image), values
+    for start in range(0, len(kept), IMAGES):
+        images = kept[start : start + IMAGES]
+        some = maps.isel(sample=images).transpose("map", "method", "sample", "channel", "y", "x")
+        for at, name in enumerate(names):
+            for number, method in enumerate(methods):
+                for image, values in zip(images, some.isel(map=at, method=number).to_numpy(), strict=True):
+                    if np.isfinite(values).any():
+                        yield name, method, int(image), values
 
 
 def _accuracy(given: _Given) -> None:

@@ -30,8 +30,8 @@ def export_attributions(
         str | None,
         typer.Option(
             "--only",
-            help="Kinds of files: grid,maps,accuracy,classes,statistics,controls,decomposition. Default: all that were "
-            "measured.",
+            help="Kinds of files: grid, maps, accuracy, classes, statistics, controls, decomposition. Default: all "
+            "that were measured.",
         ),
     ] = None,
     focus: Annotated[
