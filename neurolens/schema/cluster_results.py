@@ -27,9 +27,7 @@ CLUSTER_RESULTS: dict[str, Variable] = {
             "Rousseeuw 1987",
         ),
         Variable("ari", (*_CLUSTERING, "start"), "float64", "1", "adjusted Rand index", "Hubert and Arabie 1985"),
-        Variable(
-            "embedding", (*_UNIT, "coordinate"), "float64", "1", "place of the unit among units like it"
-        ),
+        Variable("embedding", (*_UNIT, "coordinate"), "float64", "1", "place of the unit among units like it"),
         Variable("stability", _CLUSTERING, "float64", "1", "mean adjusted Rand index with clusters of other seeds"),
     )
 }
