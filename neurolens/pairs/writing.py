@@ -1,0 +1,329 @@
+"""Scalar times fixed vector: the fixed part of what pairs write, for any path that writes linearly.
+
+A pair of a unit n and a head h contributes r = s·u + β to an embedding: s is a number per image, u = Wo_h Wv_h[:, n]
+and β are fixed. Nothing here or in the reductions knows of CLIP; another path has factors of its own. The vectors of
+all pairs, u (unit, head, feature), are never built whole: they go through the dims of a head, or are lazy.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from neurolens.errors import SchemaError
+from neurolens.pairs.pool import Pool
+
+Array = npt.NDArray[Any]
+DIMS = {"value": ("head", "d", "unit"), "output": ("feature", "head", "d"), "constant": ("head", "feature")}
+PAIRED = ("sample", "unit", "head")
+BLOCK = 256  # samples that are copied at once
+ROUNDING = 8
+"""So many units in the last place are nothing: of a vector against its matrices, of scalars against the largest."""
+
+
+def factors(pool: Pool) -> xr.Dataset:
+    """Return the fixed part of every pair of an attention pool.
+
+    Parameters
+    ----------
+    pool
+        Its matrices.
+
+    Returns
+    -------
+    Dataset
+        ``value`` (head, d, unit): rows of W_v; ``output`` (feature, head, d): columns of W_o; ``constant`` (head,
+        feature): β = Wo_h b_v / C + b_o / (C·H), the share of the biases that each pair of the head gets, so that the
+        contributions of all pairs add up to the embedding.
+
+    References
+    ----------
+    Bu and Gandelsman 2025, arXiv 2509.19943, section 3; biases are shared out as their code does.
+    """
+    value = pool.W_v.reshape(pool.heads, pool.head_dim, pool.units)
+    output = pool.W_o.reshape(pool.features, pool.heads, pool.head_dim)
+    bias = pool.b_v.reshape(pool.heads, pool.head_dim)
+    constant = np.einsum("ohd,hd->ho", output, bias) / pool.units + pool.b_o / (pool.units * pool.heads)
+    return xr.Dataset(
+        {
+            "value": (DIMS["value"], value, {"long_name": "from a unit to the dims of a head", "units": "1"}),
+            "output": (DIMS["output"], output, {"long_name": "from the dims of a head to the embedding", "units": "1"}),
+            "constant": (
+                DIMS["constant"],
+                constant.astype(pool.dtype),
+                {"long_name": "share of the biases of each pair of a head", "units": "embedding"},
+            ),
+        }
+    )
+
+
+def required(factors: xr.Dataset) -> xr.Dataset:
+    """Check that a Dataset holds factors, and return these with their dims in order.
+
+    Raises
+    ------
+    SchemaError
+        If a variable or a dim is missing.
+    """
+    if not isinstance(factors, xr.Dataset):
+        raise SchemaError(f"found {type(factors).__name__}, and a Dataset of factors was needed: factors(pool)")
+    for name, dims in DIMS.items():
+        if name not in factors:
+            raise SchemaError(f"found no {name!r} among {sorted(map(str, factors))}; give factors(pool)")
+        if set(factors[name].dims) != set(dims):
+            raise SchemaError(
+                f"{name!r} has dims {factors[name].dims}, and {dims} were needed; select by lists, as in "
+                "factors(pool).isel(unit=[624], head=[21])"
+            )
+    return factors[list(DIMS)].assign({name: factors[name].transpose(*dims) for name, dims in DIMS.items()})
+
+
+def matched(scalar: Any, factors: xr.Dataset, *, dims: Sequence[str] = PAIRED) -> tuple[xr.DataArray, xr.Dataset]:
+    """Return what is known of pairs, and the factors of the same pairs, or say what does not fit.
+
+    Parameters
+    ----------
+    scalar : array over ``dims``, or a Dataset that holds it as ``scalar``
+    factors
+        As `factors` gives them.
+    dims
+        Those needed, in the order to be returned.
+
+    Raises
+    ------
+    SchemaError
+        If a dim is missing, they have other numbers of units or heads or name other ones, or there is no sample.
+    """
+    fixed = required(factors)
+    if isinstance(scalar, xr.Dataset) and "scalar" in scalar:
+        scalar = scalar["scalar"]
+    if not isinstance(scalar, xr.DataArray) or set(scalar.dims) != set(dims):
+        found = scalar.dims if isinstance(scalar, xr.DataArray) else type(scalar).__name__
+        raise SchemaError(f"found {found}, and an array over {tuple(dims)} was needed, of one checkpoint")
+    for dim in ("unit", "head"):
+        if dim not in dims:
+            continue
+        if scalar.sizes[dim] != fixed.sizes[dim]:
+            raise SchemaError(
+                f"found {scalar.sizes[dim]} along {dim!r}, and factors of {fixed.sizes[dim]}; select the same pairs in "
+                "both, and give the factors of the pool that was measured"
+            )
+        if dim in scalar.indexes and dim in fixed.indexes and not scalar.indexes[dim].equals(fixed.indexes[dim]):
+            raise SchemaError(f"scalars and factors name other pairs along {dim!r}; select the same in both")
+    if "sample" in dims and not scalar.sizes["sample"]:
+        raise SchemaError("found no sample, and at least one was needed; measure images first")
+    return scalar.transpose(*dims), fixed
+
+
+def directed(texts: Any, fixed: xr.Dataset) -> xr.DataArray:
+    """Return vectors (…, feature) of the embedding, or say what does not fit; those of numpy are (phrase, feature).
+
+    Raises
+    ------
+    SchemaError
+        If there is none, or they have another width than the embedding.
+    """
+    if not isinstance(texts, xr.DataArray):
+        plain = np.asarray(texts)
+        texts = xr.DataArray(plain, dims=("phrase", "feature")[2 - plain.ndim :] if 1 <= plain.ndim <= 2 else None)
+    found: xr.DataArray = texts
+    if not found.size:
+        raise SchemaError("found no phrase, and at least one was needed; the list of phrases is empty")
+    if "feature" not in found.dims or found.sizes["feature"] != fixed.sizes["feature"]:
+        raise SchemaError(
+            f"found vectors {dict(found.sizes)}, and {fixed.sizes['feature']} along 'feature' were needed, as wide as "
+            "the embedding of the pool; take the text encoder of the same network"
+        )
+    return found
+
+
+def vector_norms(factors: xr.Dataset) -> xr.DataArray:
+    """Return the length of the fixed vector of every pair, ‖u‖, without building it.
+
+    Parameters
+    ----------
+    factors
+        As `factors` gives them.
+
+    Returns
+    -------
+    float64, (unit, head), in the unit of the embedding per unit of the activation
+
+    Raises
+    ------
+    SchemaError
+        If ``factors`` are none.
+    """
+    fixed = required(factors)
+    triangles = _triangles(fixed["output"].to_numpy())
+    norms = np.linalg.norm(triangles @ fixed["value"].to_numpy().astype(np.float64), axis=1)
+    array = _named(norms.T, ("unit", "head"), fixed)
+    return array.rename("vector_norm").assign_attrs(long_name="length of the fixed vector of a pair", units="embedding")
+
+
+def dead_vectors(factors: xr.Dataset) -> xr.DataArray:
+    """Tell which pairs write nothing at any image: ‖u‖ is 0, or no more than rounding of its matrices.
+
+    Parameters
+    ----------
+    factors
+        As `factors` gives them.
+
+    Returns
+    -------
+    bool, (unit, head)
+
+    Raises
+    ------
+    SchemaError
+        If ``factors`` are none.
+    """
+    fixed = required(factors)
+    value, output = fixed["value"].to_numpy(), fixed["output"].to_numpy()
+    scale = np.linalg.norm(value.astype(np.float64), axis=1).T * np.linalg.norm(output.astype(np.float64), axis=(0, 2))
+    norms = vector_norms(fixed)
+    return norms.copy(data=norms.to_numpy() <= ROUNDING * np.finfo(value.dtype).eps * scale).rename("dead")
+
+
+def along(factors: xr.Dataset, texts: Any) -> xr.DataArray:
+    """Return ⟨u, t⟩ of every pair and every vector, through the dims of the heads.
+
+    Parameters
+    ----------
+    factors
+        As `factors` gives them.
+    texts : (…, feature)
+        Vectors of the embedding, as a phrase's.
+
+    Returns
+    -------
+    array (…, unit, head)
+
+    Raises
+    ------
+    SchemaError
+        If a vector has another width than the embedding, or there is none.
+    """
+    fixed = required(factors)
+    vectors = directed(texts, fixed)
+    if {"unit", "head"} & set(vectors.dims):
+        raise SchemaError(f"found vectors over {vectors.dims}, and the same ones for all pairs were needed")
+    found: xr.DataArray = xr.apply_ufunc(
+        _along,
+        vectors,
+        fixed["value"],
+        fixed["output"],
+        input_core_dims=[["feature"], list(DIMS["value"]), list(DIMS["output"])],
+        output_core_dims=[["unit", "head"]],
+        dask="parallelized",
+        output_dtypes=[np.result_type(vectors.dtype, fixed["value"].dtype)],
+    )
+    return found.rename("along")
+
+
+def written(scalar: xr.DataArray, fixed: xr.Dataset) -> xr.DataArray:
+    """Return Σ s·u (…, feature) over all pairs of scalars (…, unit, head); lazy if they are."""
+    if scalar.chunks is not None:
+        scalar = scalar.chunk({"unit": -1, "head": -1, "sample": "auto"} if "sample" in scalar.dims else -1)
+    found: xr.DataArray = xr.apply_ufunc(
+        write,
+        scalar,
+        fixed["value"],
+        fixed["output"],
+        input_core_dims=[["unit", "head"], list(DIMS["value"]), list(DIMS["output"])],
+        output_core_dims=[["feature"]],
+        dask="parallelized",
+        output_dtypes=[np.result_type(scalar.dtype, fixed["value"].dtype)],
+    )
+    return found
+
+
+def write(scalar: Array, value: Array, output: Array) -> Array:
+    """Return Σ s·u (…, O) of scalars (…, C, H): into the dims of the heads, then out of them."""
+    lead, (units, heads) = scalar.shape[:-2], scalar.shape[-2:]
+    rows = scalar.reshape(-1, units, heads)
+    out = np.empty((len(rows), output.shape[0]), np.result_type(scalar.dtype, value.dtype))
+    for start in range(0, len(rows), BLOCK):
+        block = np.ascontiguousarray(rows[start : start + BLOCK].transpose(2, 0, 1), dtype=out.dtype)
+        inner = np.matmul(block, value.transpose(0, 2, 1))  # (head, row, d)
+        inner = inner.transpose(1, 0, 2).reshape(inner.shape[1], -1)
+        out[start : start + BLOCK] = inner @ output.reshape(output.shape[0], -1).T
+    return out.reshape(*lead, output.shape[0])
+
+
+def pair_vectors(factors: xr.Dataset) -> xr.DataArray:
+    """Return the fixed vectors themselves, lazy, a head at a time: select the pairs before computing them.
+
+    Parameters
+    ----------
+    factors
+        As `factors` gives them.
+
+    Returns
+    -------
+    dask array (unit, head, feature)
+
+    Raises
+    ------
+    SchemaError
+        If ``factors`` are none.
+    """
+    fixed = required(factors).chunk({"head": 1})
+    lazy: xr.DataArray = xr.apply_ufunc(
+        lambda value, output: np.matmul(np.swapaxes(value, -1, -2), np.swapaxes(output, -1, -2)),
+        fixed["value"],
+        fixed["output"],
+        input_core_dims=[["d", "unit"], ["feature", "d"]],
+        output_core_dims=[["unit", "feature"]],
+        dask="parallelized",
+        output_dtypes=[fixed["value"].dtype],
+    )
+    return lazy.transpose("unit", "head", "feature")
+
+
+def by_unit(fixed: xr.Dataset, units: int = 64) -> Iterator[tuple[slice, Array]]:
+    """Yield the vectors (unit, head, feature) of a few units after another, float64."""
+    value = fixed["value"].to_numpy().astype(np.float64)
+    output = fixed["output"].to_numpy().astype(np.float64).transpose(1, 2, 0)  # (head, d, feature)
+    for start in range(0, value.shape[2], units):
+        part = slice(start, min(start + units, value.shape[2]))
+        yield part, np.matmul(value[:, :, part].transpose(0, 2, 1), output).transpose(1, 0, 2)
+
+
+def centred(scalar: xr.DataArray, mean: xr.DataArray | None = None) -> xr.DataArray:
+    """Return s − s̄ in the scalars' dtype, at least float32; the mean is summed in float64, or given."""
+    wide = scalar.astype(np.result_type(scalar.dtype, np.float32))
+    return wide - scalar_mean(scalar, mean).astype(wide.dtype)
+
+
+def scalar_mean(scalar: xr.DataArray, mean: xr.DataArray | None = None) -> xr.DataArray:
+    """Return s̄ (unit, head) in float64: over the samples, or the one given, checked."""
+    if mean is None:
+        return scalar.mean("sample", dtype=np.float64)
+    if not isinstance(mean, xr.DataArray) or dict(mean.sizes) != {d: scalar.sizes[d] for d in ("unit", "head")}:
+        found = dict(mean.sizes) if isinstance(mean, xr.DataArray) else type(mean).__name__
+        raise SchemaError(
+            f"found a mean over {found}, and one of {scalar.sizes['unit']} units by {scalar.sizes['head']} heads was "
+            "needed: that of these pairs over other images"
+        )
+    return mean
+
+
+def _along(vectors: Array, value: Array, output: Array) -> Array:
+    lead = vectors.shape[:-1]
+    inner = vectors.reshape(-1, vectors.shape[-1]) @ output.reshape(len(output), -1)  # (row, head·d)
+    inner = inner.reshape(len(inner), *output.shape[1:]).transpose(1, 0, 2)
+    return np.moveaxis(np.matmul(inner, value).reshape(len(value), *lead, value.shape[2]), 0, -1)
+
+
+def _triangles(output: Array) -> Array:
+    """Return R (head, ≤ d, d) of Wo_h = QR: lengths after R are those after Wo_h, without squares that cancel."""
+    return np.stack([np.linalg.qr(output[:, h].astype(np.float64), mode="r") for h in range(output.shape[1])])
+
+
+def _named(values: Array, dims: tuple[str, ...], fixed: xr.Dataset) -> xr.DataArray:
+    """Return an array over units and heads with the coordinates that factors have."""
+    coords = {name: c.variable for name, c in fixed.coords.items() if set(c.dims) <= set(dims)}
+    return xr.DataArray(values, dims=dims, coords=coords)
