@@ -108,5 +108,8 @@ def steps_away(
 
 
 def highest(row: Array, share: float) -> Array:
-    """Return the entries that are taken away, from the mass of each entry of a map, (n,)."""
-    return order(row)[: count_of(share, len(row))]
+    """Return the entries that are taken away, from the mass of each entry of a map, (n,) finite; by number."""
+    count = count_of(share, len(row))
+    least = np.partition(row, -count)[-count]  # a third of the time of sorting
+    above, equal = np.flatnonzero(row > least), np.flatnonzero(row == least)
+    return np.sort(np.append(above, equal[: count - len(above)]))
