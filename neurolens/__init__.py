@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neurolens import mortality, plot, samples, schema, store, units
+    from neurolens import attribution, clusters, mortality, plot, samples, schema, store, units
+    from neurolens.attribution import filtered_summary
     from neurolens.backend import open_run
     from neurolens.dissection import best_concept, detectors, iou
     from neurolens.mortality import (
@@ -41,11 +42,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("mortality", "plot", "samples", "schema", "store", "units")
+_MODULES = ("attribution", "clusters", "mortality", "plot", "samples", "schema", "store", "units")
 _HOMES = (
     {
         "Study": "neurolens.study",
         "curvature": "neurolens.samples.cumulative",
+        "filtered_summary": "neurolens.attribution",
         "load_study": "neurolens.study",
         "open_run": "neurolens.backend",
     }
@@ -96,11 +98,13 @@ _HOMES = (
 __all__ = [
     "Study",
     "agreement",
+    "attribution",
     "aum",
     "best_concept",
     "cartography",
     "churn",
     "class_selectivity",
+    "clusters",
     "concept_events",
     "concept_lives",
     "csg",
@@ -113,6 +117,7 @@ __all__ = [
     "dormant",
     "evaluate_detection",
     "extinctions",
+    "filtered_summary",
     "forgetting",
     "functional_death",
     "iou",

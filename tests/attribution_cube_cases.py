@@ -127,7 +127,7 @@ def attributions_cube(
         coords[name] = ("map", np.array([getattr(one, name) for one in found], dtype=text))
     for name in ("cluster", "draw"):
         coords[name] = ("map", np.array([getattr(one, name) for one in found]))
-    coords["kept"] = ("map", np.array([int(one.units.sum()) for one in found]))
+    coords["kept"] = ("map", np.array([int(one.units.sum()) if one.cut else -1 for one in found]))
     if curves:
         coords["share"] = np.array(SHARES)
     out = xr.Dataset(data, coords, attrs={"run": "case", "cube": "attributions", "data": "case"})

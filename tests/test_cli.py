@@ -384,25 +384,32 @@ def test_demo__ends_with_a_summary_and_computes_nothing_again(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "demo"
-    for path, template, epochs in ((folder, "digits", 2), (folder / "shapes", "shapes", 1)):
+    studies = {
+        folder: ("digits", 20, 2),
+        folder / "shapes": ("shapes", 20, 1),
+        folder / "clusters": ("digits-clusters", 12, 1),
+    }
+    for path, (template, written, epochs) in studies.items():
         assert call("init", path / "study.toml", "--template", template).exit_code == 0
-        text = (path / "study.toml").read_text().replace("epochs = 20", f"epochs = {epochs}", 1)
-        (path / "study.toml").write_text(text)
+        text = (path / "study.toml").read_text().replace(f"epochs = {written}", f"epochs = {epochs}", 1)
+        (path / "study.toml").write_text(text.replace("images = 60", "images = 8"))
     make_concepts(folder / "shapes" / "shapes", n=30, size=32)
     result = call("demo", folder)
     assert result.exit_code == 0, result.output
-    assert "3 epochs trained, 15 rows computed" in result.output  # 9 of digits; samples, units and concepts of shapes
+    # 9 rows of digits; samples, units and concepts of shapes; samples, clusters and attributions of clusters
+    assert "4 epochs trained, 21 rows computed" in result.output
     for name in ("study.toml", "store.icechunk", "plots", "report.html", "layers", "export dormancy", "n.spectra"):
         assert name in result.output
-    for name in ("neurolens gallery", "n.concept_events"):
+    for name in ("neurolens gallery", "n.concept_events", "export attributions", "n.filtered_summary"):
         assert name in result.output
     assert {"distributions", "dormancy", "spectra"} <= {p.stem for p in (folder / "plots").glob("*.png")}
     drawn = {p.stem for p in (folder / "shapes" / "plots").glob("*.png")}
     assert {"concept_lifelines", "concept_detectors", "unit_galleries"} <= drawn
     assert (folder / "shapes" / "report.html").exists()
+    assert (folder / "clusters" / "report.html").exists()
     result = call("demo", folder)
     assert result.exit_code == 0, result.output
-    assert "0 rows computed, 15 up to date" in result.output
+    assert "0 rows computed, 21 up to date" in result.output
     assert "drawing" not in result.output
 
 

@@ -1,6 +1,7 @@
-"""The command ``demo``: two small runs from nothing, measured, drawn and reported."""
+"""The command ``demo``: three small runs from nothing, measured, drawn and reported."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,16 +31,27 @@ ASK_CONCEPTS = (
 """And of the shapes."""
 
 
+ASK_CLUSTERS = (
+    "n.filtered_summary(r['attributions'].to_dataset(), scores=['drop']).isel(epoch=-1).to_dataframe()"
+    "[['drop_mean', 'drop_low', 'drop_high']]",
+)
+"""And of the digits' clusters of units."""
+
+
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to put the studies and all they make.")] = Path("demo"),
 ) -> None:
     """Show it all: train on digits and on generated shapes, measure every checkpoint, and leave stores and reports.
 
-    Of the digits, what is learned when, and which units fall silent; of the shapes, which concepts units come to
-    detect, and lose again.
+    Of the digits, what is learned when, which units fall silent, and what clusters of units carry of an answer; of the
+    shapes, which concepts units come to detect, and lose again.
     """
     began = time.perf_counter()
-    files = {"digits": folder / "study.toml", "shapes": folder / "shapes" / "study.toml"}
+    files = {
+        "digits": folder / "study.toml",
+        "shapes": folder / "shapes" / "study.toml",
+        "digits_clusters": folder / "clusters" / "study.toml",
+    }
     studies = {name: _study(name, path) for name, path in files.items()}
     outcome = run_studies(list(studies.values()))
     for name, study in studies.items():
@@ -63,7 +75,7 @@ def demo(
         for what, place in places.items():
             table.add_row(f"[bold]{name}[/]" if what == "study" else "", what, escape(str(place)))
     console.print(table)
-    _try_next(files["digits"], studies["digits"].store.url, files["shapes"], studies["shapes"].store.url)
+    _try_next(files, {name: study.store.url for name, study in studies.items()})
     if outcome.failed:
         raise typer.Exit(ROWS_FAILED)
 
@@ -85,11 +97,12 @@ def _study(name: str, path: Path) -> "Study":
     return study
 
 
-def _try_next(digits: Path, store: str, shapes: Path, concepts: str) -> None:
+def _try_next(files: Mapping[str, Path], stores: Mapping[str, str]) -> None:
     console.print("\n[bold]try next[/]")
+    digits, shapes, clusters = files["digits"], files["shapes"], files["digits_clusters"]
 
-    def ask(url: str, code: str) -> str:
-        return f"python -c \"import neurolens as n; r = n.open_run('{url}'); print({code})\""
+    def ask(name: str, code: str) -> str:
+        return f"python -c \"import neurolens as n; r = n.open_run('{stores[name]}'); print({code})\""
 
     for line in (
         f"neurolens status {digits}",
@@ -98,11 +111,15 @@ def _try_next(digits: Path, store: str, shapes: Path, concepts: str) -> None:
         f"neurolens run {digits} --set samples.curvature=true   # computes that part only",
         f"neurolens layers {digits}                  # where units are; layers in [units] chooses",
         f"neurolens export dormancy {digits} {digits.parent / 'dormancy.csv'}   # a log of dormant units",
-        *(ask(store, code) for code in ASK),
+        *(ask("digits", code) for code in ASK),
         "",
         f"neurolens gallery {shapes}          # what the strongest detectors see",
         f"neurolens gallery {shapes} --layer block4 --index 14 --at 0,1,5,20   # one unit over the training",
         f"neurolens export events {shapes} {shapes.parent / 'events'}   # births and deaths, as tables",
-        *(ask(concepts, code) for code in ASK_CONCEPTS),
+        *(ask("shapes", code) for code in ASK_CONCEPTS),
+        "",
+        f"neurolens run {clusters} --set 'clusters.k=[2,3,4]'   # computes the sets of k = 4 only",
+        f"neurolens export attributions {clusters} {clusters.parent / 'files'}   # as the reference's files",
+        *(ask("digits_clusters", code) for code in ASK_CLUSTERS),
     ):
         say(f"  {line}" if line else "")

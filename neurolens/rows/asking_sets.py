@@ -62,7 +62,8 @@ class AskedSets:
             for name in ("cut", "clustering", "kind", "of")
         }
         coords |= {name: np.array([getattr(one, name) for one in found.values()]) for name in ("cluster", "draw")}
-        coords["kept"] = np.array([size.pop() if len(size) == 1 else -1 for size in sizes.values()], dtype=np.int64)
+        kept = [size.pop() if len(size) == 1 and found[name].cut else -1 for name, size in sizes.items()]
+        coords["kept"] = np.array(kept, dtype=np.int64)
         most = 1 + max((one.cluster for one in found.values()), default=0)
         names = np.array(list(found), dtype=np.dtypes.StringDType())
         return {"map": Axis(names, coords), "mate": Axis(np.arange(max(1, most), dtype=np.int64))}

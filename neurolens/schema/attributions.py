@@ -187,7 +187,7 @@ ATTRIBUTIONS = Cube(
         Variable("kind", ("map",), "str", "", "whole, only, without, union or control"),
         Variable("of", ("map",), "str", "", "map that a control is matched with; empty otherwise"),
         Variable("draw", ("map",), "int64", "1", "number of the control; -1 otherwise"),
-        Variable("kept", ("map",), "int64", "1", "units of the set"),
+        Variable("kept", ("map",), "int64", "1", "units of the set; -1 for the whole, and where checkpoints differ"),
         Variable("method", ("method",), "str", "", "integrated_gradients, saliency, input_x_gradient, captum.…"),
         Variable("level", ("level",), "str", "", "what is taken away: pixel or patch"),
         Variable("mate", ("mate",), "int64", "1", "number of the other cluster"),
