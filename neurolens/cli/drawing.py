@@ -1,12 +1,13 @@
 """Commands that draw: ``plot`` and ``report``."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from neurolens.cli.console import Profile, Run, Seed, run_in, say, store_of
-from neurolens.errors import DataError, MissingExtraError, MissingMeasurementError
+from neurolens.errors import DataError, MissingExtraError, MissingMeasurementError, nearest
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,16 +24,20 @@ def plot(
     run: Run,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default: plots beside the store.")] = None,
     external: External = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Cubes to draw, e.g. attributions.")] = None,
+    panels: Annotated[int, typer.Option("--panels", min=0, help="Images with panels of attributions.")] = 2,
+    filtered: Annotated[str | None, typer.Option("--filtered", help="The set of units in these panels.")] = None,
     profile: Profile = None,
     seed: Seed = None,
 ) -> None:
     """Save every picture that a run allows, of whatever its store holds.
 
-    A study file as RUN adds training curves and images.
+    A study file as RUN adds training curves and images. Panels of attributions are drawn of evenly spaced images, a
+    file each.
     """
     study, place = study_of(run, profile, seed)
     folder = out or Path("plots" if study is None else Path(run).parent / f"plots{_ending(seed)}")
-    for path in save_pictures(place, folder, study, external):
+    for path in save_pictures(place, folder, study, external, only=only, panels=panels, filtered=filtered):
         say(f"wrote {path}")
 
 
@@ -80,6 +85,20 @@ def cubes_of(place: Any) -> "dict[str, xr.Dataset]":
     return cubes
 
 
+def _some(cubes: "dict[str, xr.Dataset]", only: list[str] | None) -> "dict[str, xr.Dataset]":
+    """Return the cubes of these names; effects of deaths need concepts beside them.
+
+    Raises
+    ------
+    MissingMeasurementError
+        If there is no such cube.
+    """
+    for name in only or ():
+        if name not in cubes:
+            raise MissingMeasurementError(f"the run holds no rows of {name!r}; {nearest(name, cubes)}")
+    return cubes if not only else {name: cube for name, cube in cubes.items() if name in only}
+
+
 def externals(cubes: "dict[str, xr.Dataset]", files: list[Path] | None) -> "dict[str, xr.DataArray]":
     """Read scores from elsewhere, in the order of the cube's samples.
 
@@ -100,20 +119,29 @@ def externals(cubes: "dict[str, xr.Dataset]", files: list[Path] | None) -> "dict
     return {path.stem: align(load_scores(path), cubes["samples"]) for path in files}
 
 
-def save_pictures(place: Any, folder: Path, study: "Study | None", files: list[Path] | None = None) -> list[Path]:
-    """Draw every picture into ``folder`` and return the paths."""
+def save_pictures(
+    place: Any,
+    folder: Path,
+    study: "Study | None",
+    files: list[Path] | None = None,
+    *,
+    only: list[str] | None = None,
+    panels: int = 2,
+    filtered: str | None = None,
+) -> list[Path]:
+    """Draw every picture, or those of some cubes, into ``folder`` and return the paths."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from neurolens.plot import run_pictures
-    from neurolens.report import galleries_of, images_of, life_rule_of, metrics_of
+    from neurolens.report import galleries_of, images_of, life_rule_of, metrics_of, shown_images_of
 
-    cubes = cubes_of(place)
+    cubes = _some(cubes_of(place), only)
     scores = externals(cubes, files)
     images = metrics = None
     if study is not None:
         try:
-            metrics = metrics_of(study)
+            metrics = metrics_of(study) if only is None else None
             images = images_of(study) if "samples" in cubes else None
         except DataError as error:
             say(f"without images and training curves: {error}")
@@ -124,6 +152,9 @@ def save_pictures(place: Any, folder: Path, study: "Study | None", files: list[P
         external=scores,
         rule=life_rule_of(study),
         galleries=galleries_of(study),
+        shown=None if study is None else partial(shown_images_of, study),
+        panels=panels,
+        filtered=filtered,
     )
     for note in drawn.notes:
         say(note)

@@ -1,5 +1,21 @@
 """Pictures: a Dataset, or what was reduced from one, in; matplotlib Axes out. Nothing here reads or writes files."""
 
+from neurolens.plot.attribution_effects import (
+    class_improvement,
+    control_strip,
+    effect_forest,
+    effects_over_checkpoints,
+)
+from neurolens.plot.attribution_images import ShownImages, attribution_panels, cluster_overlays
+from neurolens.plot.attribution_numbers import AttributionNumbers, attribution_numbers
+from neurolens.plot.attribution_parts import (
+    cluster_shares,
+    completeness_shares,
+    cosine_heatmap,
+    gap_histogram,
+    perturbation_lines,
+)
+from neurolens.plot.attribution_pictures import attribution_pictures
 from neurolens.plot.concept_effects import effects_of_deaths
 from neurolens.plot.concept_heatmaps import iou_heatmap, score_heatmap
 from neurolens.plot.concept_lifelines import lifelines
@@ -34,16 +50,27 @@ from neurolens.plot.units_pictures import (
 from neurolens.plot.units_spectra import rank_curves, singular_values
 
 __all__ = [
+    "AttributionNumbers",
     "ConceptNumbers",
     "LifeRule",
     "Picture",
     "RunPictures",
     "Scores",
+    "ShownImages",
     "UnitCounts",
+    "attribution_numbers",
+    "attribution_panels",
+    "attribution_pictures",
     "binned_curves",
     "births_and_deaths",
+    "class_improvement",
+    "cluster_overlays",
+    "cluster_shares",
+    "completeness_shares",
     "concept_numbers",
     "concept_pictures",
+    "control_strip",
+    "cosine_heatmap",
     "csl_against_learning_time",
     "csl_histogram",
     "cumulative_events",
@@ -52,8 +79,11 @@ __all__ = [
     "dormancy_evolution",
     "dormancy_heatmap",
     "drawable_spectra",
+    "effect_forest",
     "effects_of_deaths",
+    "effects_over_checkpoints",
     "gallery",
+    "gap_histogram",
     "hardest",
     "iou_heatmap",
     "learning_time_histogram",
@@ -62,6 +92,7 @@ __all__ = [
     "migration_flows",
     "migration_ribbons",
     "migration_sankey",
+    "perturbation_lines",
     "pictures",
     "rank_curves",
     "rotation_null",

@@ -8,6 +8,9 @@ import xarray as xr
 
 from neurolens.errors import DataError, MissingMeasurementError, NeurolensError
 from neurolens.mortality import functional_death
+from neurolens.plot.attribution_images import ShownImages
+from neurolens.plot.attribution_numbers import AttributionNumbers, attribution_numbers
+from neurolens.plot.attribution_pictures import PANELS, attribution_pictures, image_pictures
 from neurolens.plot.concept_effects import effects_pictures
 from neurolens.plot.concept_numbers import ConceptNumbers, LifeRule, concept_numbers
 from neurolens.plot.concept_pictures import concept_pictures
@@ -34,10 +37,11 @@ class RunPictures:
     Attributes
     ----------
     pictures : list of Picture
-        In order: training, samples, concepts, effects of deaths, adopted tallies, units, activations, adopted logs.
-    scores, counts, concepts, tallies, log
-        Of samples, of units, of concepts, of adopted tallies and of adopted logs (a summary); None where the run does
-        not have them.
+        In order: training, samples, concepts, effects of deaths, adopted tallies, units, activations, adopted logs,
+        attributions.
+    scores, counts, concepts, tallies, log, attributions
+        Of samples, of units, of concepts, of adopted tallies, of adopted logs (a summary) and of attributions by unit
+        cluster; None where the run does not have them.
     functional
         What `neurolens.functional_death` says of the deaths; None where effects were not measured.
     notes : list of str
@@ -51,6 +55,7 @@ class RunPictures:
     tallies: ConceptNumbers | None = None
     functional: "pd.DataFrame | None" = None
     log: xr.Dataset | None = None
+    attributions: AttributionNumbers | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -62,14 +67,17 @@ def run_pictures(
     external: Mapping[str, xr.DataArray] | None = None,
     rule: LifeRule | None = None,
     galleries: "Callable[[xr.Dataset], Picture | None] | None" = None,
+    shown: Callable[[], ShownImages] | None = None,
+    panels: int = PANELS,
+    filtered: str | None = None,
 ) -> RunPictures:
     """Draw every picture that the cubes of a run allow. **Eager**.
 
     Parameters
     ----------
     cubes : Dataset by name
-        `samples`, `concepts`, `effects`, `tallies`, `units`, `activations` and `dormancy`, or some of them. Those
-        without a row are passed over.
+        `samples`, `concepts`, `effects`, `tallies`, `units`, `activations`, `dormancy` and `attributions`, or some of
+        them. Those without a row are passed over.
     metrics : DataFrame, optional
         The training's ``metrics.csv``.
     images : function, optional
@@ -80,6 +88,17 @@ def run_pictures(
         By which reading and rule concepts live and die.
     galleries : function, optional
         From the concepts cube to a picture of what units see: `neurolens.report.galleries_of`.
+    shown : function, optional
+        To the images as the network is shown them; without it there are no panels of attributions.
+    panels : int
+        Of how many images there are panels, evenly spaced.
+    filtered : str, optional
+        The set of units that is looked at closely: see `attribution_numbers`.
+
+    Raises
+    ------
+    SchemaError
+        If there is no such set of units.
     """
     out = RunPictures()
     draw: dict[str, Callable[[xr.Dataset], None]] = {
@@ -90,6 +109,7 @@ def run_pictures(
         "units": lambda cube: _units(out, cube),
         "activations": lambda cube: _activations(out, cube),
         "dormancy": lambda cube: _log(out, cube),
+        "attributions": lambda cube: _attributions(out, cube, shown, panels, filtered),
     }
     for name in draw:
         if name not in cubes or not has_rows(cubes[name]):
@@ -173,3 +193,21 @@ def _activations(out: RunPictures, cube: xr.Dataset) -> None:
 def _log(out: RunPictures, cube: xr.Dataset) -> None:
     out.log = counted(cube)
     out.pictures += log_pictures(cube)
+
+
+def _attributions(
+    out: RunPictures,
+    cube: xr.Dataset,
+    shown: Callable[[], ShownImages] | None,
+    panels: int,
+    filtered: str | None,
+) -> None:
+    out.attributions = attribution_numbers(cube, filtered=filtered)
+    out.notes += out.attributions.notes
+    out.pictures += attribution_pictures(cube, given=out.attributions)
+    if shown is None or not panels:
+        return
+    try:
+        out.pictures += image_pictures(out.attributions, shown(), panels)
+    except NeurolensError as error:  # what they need besides the store may be gone
+        out.notes.append(f"There are no panels of attributions: {error}")

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from neurolens.report.figures import all_figures, all_tables
 from neurolens.report.galleries import galleries_of
 from neurolens.report.ledger import ledger_table
 from neurolens.report.next_steps import next_steps
+from neurolens.report.shown_images import shown_images_of
 from neurolens.report.sources import images_of, life_rule_of, metrics_of
 from neurolens.store import open_store
 from neurolens.study import Study
@@ -99,6 +101,7 @@ def write_report(
         external=external,
         rule=life_rule_of(study),
         galleries=galleries_of(study),
+        shown=None if study is None else partial(shown_images_of, study),
     )
     notes += drawn.notes
     if not any(map(has_rows, cubes.values())):
