@@ -5,9 +5,11 @@ import pytest
 import xarray as xr
 from attribution_cube_cases import SIDE, attributions_cube, labels, sets
 from attribution_export_cases import FIRST, METRICS, of_csv, of_json, scores_by_hand
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from neurolens.attribution import decompose
-from neurolens.attribution.exported import paired_statistics, scored, statistics_of
+from neurolens.attribution.exported import metrics_of, paired_statistics, scored, statistics_of
 from neurolens.attribution.exported_files import export_attributions
 from neurolens.attribution.exported_names import (
     block_name,
@@ -353,3 +355,38 @@ def test_statistics_of__is_of_the_level_asked_for(cube):
 def test_scored__needs_one_checkpoint(cube):
     with pytest.raises(SchemaError, match="found checkpoints along 'epoch', and one was needed"):
         scored(cube)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(-1, 1), st.floats(-1, 1)).filter(lambda pair: abs(pair[0] - pair[1]) > 1e-3),
+        min_size=3,
+        max_size=12,
+    )
+)
+def test_paired_statistics__changes_sign_where_the_sides_are_swapped(pairs):
+    filtered, baseline = (xr.DataArray(list(side), dims="sample") for side in zip(*pairs, strict=True))
+    one, other = (
+        paired_statistics(filtered, baseline, bootstrap=50),
+        paired_statistics(baseline, filtered, bootstrap=50),
+    )
+    for key in ("mean_difference", "ttest_statistic", "cohens_d", "percentile_50"):
+        if one[key] is None:
+            assert other[key] is None
+        else:
+            assert one[key] == pytest.approx(-other[key], rel=1e-6, abs=1e-9)
+    assert one["bootstrap_ci_lower"] == pytest.approx(-other["bootstrap_ci_upper"], abs=1e-9)
+    assert one["percent_improved"] == pytest.approx(100 - other["percent_improved"])
+    assert one["ttest_pvalue"] == pytest.approx(other["ttest_pvalue"])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(6)))
+def test_metrics_of__do_not_depend_on_the_order_of_images(order):
+    cube = attributions_cube(samples=6).isel(epoch=0)
+    ordered, shuffled = scored(cube), scored(cube.isel(sample=order))
+    for level in ("patch", "pixel"):
+        one, other = (metrics_of(scores, "stage1/without k3/0", level=level) for scores in (ordered, shuffled))
+        for method in ("ig", "saliency"):
+            assert one[method] == pytest.approx(other[method])
