@@ -3,7 +3,7 @@
 import captum.attr
 import numpy as np
 import torch
-from attribution_cases import blocked, vision_transformer
+from attribution_cases import blocked, dense_net, vision_transformer
 from torch import nn
 from units_cases import Net
 
@@ -65,6 +65,11 @@ def transformer():
         return Net(vision_transformer().train(), PREPROCESSING)
 
 
+def dense():
+    with torch.random.fork_rng():
+        return Net(dense_net().train(), PREPROCESSING)
+
+
 def pictures(n=5, side=10, classes=5, seed=0):
     random = np.random.default_rng(seed)
     return SampleSet(
@@ -77,6 +82,7 @@ def pictures(n=5, side=10, classes=5, seed=0):
 
 NETWORKS = {
     "residual": (residual, 10, {"stage1": 6, "stage2": 8}, 1),
+    "dense": (dense, 32, {"features.denseblock1": 16, "features.denseblock2": 16}, 1),
     "transformer": (transformer, 16, {"encoder.layers.encoder_layer_0": 12, "encoder.layers.encoder_layer_1": 12}, 2),
 }
 """A network, the side of its images, its cuts with their units, and the axis of those."""

@@ -41,7 +41,7 @@ def case(name="residual", table=ALL, n=3, **options):
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def whole(request):
-    """All parts of all sets, of a network with residual stages and of a transformer."""
+    """All parts of all sets, of a network with residual stages, a dense one, and a transformer."""
     network, samples, sets, axis, values = case(request.param)
     return network, samples, sets, axis, values
 

@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 import torch
 from attribution_measure_cases import ALL, NETWORKS, close, measured, pictures, residual, sets_of
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from units_cases import SENTENCES, digits, reading
 
 from neurolens import schema
 from neurolens.attribution.captum_methods import require_methods
 from neurolens.attribution.measure import axes, block_size, encodings, key_config, measure, measure_block, parts
-from neurolens.attribution.memory import chunks
+from neurolens.attribution.memory import Room, chunks
+from neurolens.attribution.paths import path_starts
 from neurolens.attribution.sets import UnitSet, unit_sets
 from neurolens.errors import CaptureError, DataError, ModelMismatchError, NonFiniteError, SchemaError, StudyError
 from neurolens.store.encodings import stored_dtype
-from neurolens.study import Attributions
+from neurolens.study import Attributions, Preprocessing
 
 UNITS = NETWORKS["residual"][2]
 PLAIN = Attributions(steps=3, grid=4)
@@ -279,3 +282,30 @@ def test_chunks__keep_clusterings_together():
                 ]
                 assert set(wanted) <= set(places)
             assert len(places) <= max(most, 3)
+
+
+@given(
+    st.integers(1, 2**34),
+    st.integers(0, 60),
+    st.integers(1, 2),
+    st.integers(1, 300),
+    st.sampled_from([64, 1024, 224 * 224]),
+    st.integers(1, 64),
+)
+def test_room__takes_no_more_than_there_is_unless_one_sample_does(free, vectors, kinds, maps, pixels, most):
+    room = Room.of(free, vectors=vectors, kinds=kinds, maps=maps, pixels=pixels, channels=3)
+    samples = room.samples(most)
+    assert 1 <= samples <= most
+    assert samples == 1 or samples * room.basis <= free / 2
+    slices = room.slices(samples)
+    assert 1 <= slices <= samples
+    left = free - samples * room.basis - slices * (room.scored + room.turning)
+    assert slices == 1 or left >= 0
+    made = room.maps(slices, samples)
+    assert made == 1 or made * slices * room.picture <= left
+    assert slices == 1 or room.showing(slices, samples) > 0
+
+
+def test_path_starts__names_near_baselines():
+    with pytest.raises(SchemaError, match="baseline='blak' is unknown; did you mean 'black'"):
+        path_starts(torch.zeros(1, 3, 4, 4), "blak", Preprocessing(mean=(0.5,), std=(0.5,)))
