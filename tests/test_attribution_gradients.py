@@ -1,6 +1,7 @@
 """Integrated Gradients and Saliency through sets of units: captum with a hook, golden numbers, what it costs."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,11 +29,12 @@ from neurolens.attribution import (
     completeness,
     controls,
     find_cuts,
+    jacobians,
     plan,
     quadrature,
     unit_masks,
 )
-from neurolens.attribution.gradients import RULES
+from neurolens.attribution.integrals import RULES
 from neurolens.errors import DataError, ModelMismatchError, NonFiniteError, SchemaError
 
 METHODS = ("integrated_gradients", "saliency", "input_x_gradient")
@@ -222,21 +224,30 @@ def test_basis_gradients__do_not_change_what_is_computed_forward():
                 np.testing.assert_array_equal(module(x), plain)
 
 
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize(("steps", "batch_size", "batches"), [(50, 32, 4), (50, 10, 11), (0, 32, 1), (3, 1, 8)])
-def test_basis_gradients__cost_what_the_plan_says(steps, batch_size, batches, monkeypatch):
+def test_basis_gradients__cost_what_the_plan_says(steps, batch_size, batches, together, monkeypatch):
     module, x = dense_net(), pictures()
     cuts = find_cuts(module, ["features.denseblock?"], x)
+    cuts = cuts if together else replace(cuts, together=None)
     found = plan(grid(cuts))
     seen = {"forward": 0, "top": 0, "part": 0}
     module.register_forward_pre_hook(lambda *_: seen.update(forward=seen["forward"] + 1))
-    whole = torch.autograd.grad
+    lowest = module.features.denseblock1.denselayer1.conv1.weight  # below all cuts: each gradient passes it once
+    whole, rule = torch.autograd.grad, jacobians.RULES["ConvolutionBackward0"]
 
     def grad(outputs, *args, **kwargs):
         which = "part" if isinstance(outputs, list) else "top"
         seen[which] += 1
         return whole(outputs, *args, **kwargs)
 
+    def convolution(step, rows, constants):
+        if step.node._saved_weight.data_ptr() == lowest.data_ptr():
+            seen["part"] += len(rows.values)
+        return rule(step, rows, constants)
+
     monkeypatch.setattr(torch.autograd, "grad", grad)
+    monkeypatch.setitem(jacobians.RULES, "ConvolutionBackward0", convolution)
     basis = basis_gradients(module, x, cuts, found, steps=steps, batch_size=batch_size)
     cost = found.cost(2 * (steps + 1), batch_size=batch_size, baselines=bool(steps))
     assert {name: basis.attrs[name] for name in cost._fields} == cost._asdict()

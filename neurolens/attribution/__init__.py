@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from neurolens.attribution.exported_files import export_attributions
     from neurolens.attribution.faithfulness import faithfulness
     from neurolens.attribution.fills import blur_fill, filled, road_fill
-    from neurolens.attribution.gradients import basis_gradients, quadrature
+    from neurolens.attribution.gradients import basis_gradients
+    from neurolens.attribution.integrals import quadrature
     from neurolens.attribution.maps import attributions, combined, completeness
     from neurolens.attribution.masks import cluster_masks, complements, controls, unions, unit_masks
     from neurolens.attribution.planner import Cost, Plan, plan
@@ -54,7 +55,7 @@ _HOMES = {
     "per_class": "classwise",
     "perturbation_curves": "curves",
     "plan": "planner",
-    "quadrature": "gradients",
+    "quadrature": "integrals",
     "ranking": "scores",
     "road_fill": "fills",
     "sparsity": "scores",

@@ -8,18 +8,31 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from neurolens.attribution.descent import Descent, Piece
+from neurolens.attribution.jacobians import Constants
 from neurolens.capture import capture
 from neurolens.effects.interventions import logits_of, tensors_of
 from neurolens.errors import CaptureError, DataError, NonFiniteError
 from neurolens.layers import Layer, find_layers
 from neurolens.samples.softmax import full_precision
+
+
+class Together(NamedTuple):
+    """Memory of gradients that are followed back together: of a point, and of each gradient of a point more."""
+
+    point: int
+    row: int
+
+
+_SAME = 1e-4
+"""How far gradients that are followed back together may be from autograd's, relative to the whole gradient."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +49,15 @@ class Cuts:
         Norm of the sum of the gradients through a cut's units minus the whole gradient, over the norm of the latter.
     nbytes
         Memory that one point takes, at its most: the forward pass, what it keeps for gradients, and those.
+    together
+        What it takes to follow several gradients back at once; None where that does not give the same gradients.
     """
 
     layers: tuple[Layer, ...]
     shape: tuple[int, ...]
     residuals: tuple[float, ...]
     nbytes: int
+    together: Together | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,19 +112,27 @@ class Through:
 
     def part(self, cut: int, units: Tensor) -> Tensor:
         """Follow it from a cut to the points, through some of its units, (units,) of the dtype of the points."""
-        layer, top = self._layers[cut], self._tops[cut]
+        top = self._tops[cut]
         if top is None:
             return torch.zeros_like(self._points)
-        shape = [1] * top.ndim
-        shape[_axis(layer)] = layer.units
         (found,) = torch.autograd.grad(
             [self._edges[cut]],
             [self._points],
-            grad_outputs=[top * units.view(shape)],
+            grad_outputs=[top * self._along(cut, units)],
             retain_graph=True,
             allow_unused=True,
         )
         return self._or_zeros(found)
+
+    def parts(self, vectors: Sequence[tuple[int, Tensor]], rows: int, constants: Constants) -> Iterator[Piece]:
+        """Do so for several pairs of a cut and units, following up to so many gradients at once."""
+        descent = Descent(self._points, self._edges, self._tops, constants)
+        yield from descent.through([(cut, self._along(cut, units)) for cut, units in vectors], rows)
+
+    def _along(self, cut: int, units: Tensor) -> Tensor:
+        """Lay units along their axis of what the cut puts out."""
+        layer, top = self._layers[cut], self._tops[cut]
+        return units if top is None else units.view([-1 if dim == _axis(layer) else 1 for dim in range(top.ndim)])
 
     def _or_zeros(self, gradient: Tensor | None) -> Tensor:
         return torch.zeros_like(self._points) if gradient is None else gradient
@@ -158,7 +182,11 @@ def find_cuts(module: nn.Module, names: Sequence[str], x: Tensor, *, tolerance: 
             weights = torch.randn(run.logits.shape[1], generator=generator).to(run.logits)
             whole = run.back(run.logits @ weights)
             assert whole is not None
-            gaps = [_residual(run, at, layer, whole) for at, layer in enumerate(layers)]
+            halves = [half for at, layer in enumerate(layers) for half in _halves(at, layer.units, whole)]
+            parts = [run.part(*half) for half in halves]
+            gaps = [float((odd + even - whole).norm()) for odd, even in zip(parts[::2], parts[1::2], strict=True)]
+            nbytes = peak.nbytes
+            together = _together(run, halves, parts, whole, peak) if layers and whole.isfinite().all() else None
     if not whole.isfinite().all():
         raise NonFiniteError(
             "the gradient of the logits is NaN or infinite on the first sample, and finite numbers were needed to tell "
@@ -177,7 +205,7 @@ def find_cuts(module: nn.Module, names: Sequence[str], x: Tensor, *, tolerance: 
                 f"{residual:.2g} of its norm, and at most {tolerance:g} was needed, so there are paths around it; take "
                 "what a whole block or stage puts out, e.g. features.denseblock1 or layer1"
             )
-    return Cuts(layers, tuple(x.shape[1:]), residuals, -(-peak.nbytes // len(points)))
+    return Cuts(layers, tuple(x.shape[1:]), residuals, -(-nbytes // len(points)), together)
 
 
 @contextmanager
@@ -208,10 +236,31 @@ def require_samples(x: Tensor) -> None:
         )
 
 
-def _residual(run: Through, at: int, layer: Layer, whole: Tensor) -> float:
-    """Return the norm of what goes through the odd units and through the even ones, minus the whole."""
-    odd = (torch.arange(layer.units, device=whole.device) % 2).to(whole)
-    return float((run.part(at, odd) + run.part(at, 1 - odd) - whole).norm())
+def _halves(at: int, units: int, like: Tensor) -> list[tuple[int, Tensor]]:
+    """Return the odd and the even units of a cut."""
+    odd = (torch.arange(units, device=like.device) % 2).to(like)
+    return [(at, odd), (at, 1 - odd)]
+
+
+def _together(
+    run: Through, vectors: Sequence[tuple[int, Tensor]], parts: Sequence[Tensor], whole: Tensor, peak: "Peak"
+) -> Together | None:
+    """Follow gradients back one by one and all at once: what that takes, if they are the same as without."""
+    constants, peaks, kept = Constants(whole.dtype), [], peak.held
+    with torch.no_grad():
+        for rows in (1, len(vectors)):
+            peak.nbytes = kept
+            try:
+                for piece in run.parts(vectors, rows, constants):
+                    for point in range(len(whole)):
+                        for number, found in zip(piece.vectors, piece.at(point), strict=True):
+                            if not float((found - parts[number][point]).norm()) <= _SAME * float(whole.norm()):
+                                return None
+            except (NotImplementedError, RuntimeError):  # an operation that does not let itself be followed alone
+                return None
+            peaks.append(-(-peak.nbytes // len(whole)))
+    row = max(0, peaks[1] - peaks[0]) // (len(vectors) - 1)
+    return Together(max(0, peaks[0] - row), row)
 
 
 def _axis(layer: Layer) -> int:
@@ -224,23 +273,23 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.nbytes = 0
-        self._now = 0
-        self._held: dict[int, weakref.ref[Any]] = {}
+        self.held = 0
+        self._refs: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tensors_of(out):
             storage = tensor.untyped_storage()
-            if id(storage) not in self._held:
+            if id(storage) not in self._refs:
                 size = storage.nbytes()
-                self._held[id(storage)] = weakref.ref(storage, self._freed(id(storage), size))
-                self._now += size
-                self.nbytes = max(self.nbytes, self._now)
+                self._refs[id(storage)] = weakref.ref(storage, self._freed(id(storage), size))
+                self.held += size
+                self.nbytes = max(self.nbytes, self.held)
         return out
 
     def _freed(self, key: int, size: int) -> Callable[[Any], None]:
         def free(_: Any) -> None:
-            self._now -= size
-            self._held.pop(key, None)
+            self.held -= size
+            self._refs.pop(key, None)
 
         return free
