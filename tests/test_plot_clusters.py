@@ -2,14 +2,18 @@
 
 import sys
 
+import concept_study
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
 from cluster_cases import blobs, features
+from conftest import STUDY
 from matplotlib.colors import to_hex
+from typer.testing import CliRunner
 
 from neurolens.attribution.sets import UnitSet
+from neurolens.cli import app
 from neurolens.clusters import cluster_stability, cluster_summary, unit_clusters, unit_embedding
 from neurolens.errors import MissingExtraError, MissingMeasurementError, SchemaError
 from neurolens.plot.clusters import (
@@ -23,6 +27,7 @@ from neurolens.plot.clusters import (
 from neurolens.plot.clusters_page import cluster_page
 from neurolens.plot.clusters_pictures import STARTS, cluster_numbers, cluster_pictures
 from neurolens.plot.style import BLUE, VERMILLION
+from neurolens.report.cluster_figures import cluster_figures
 
 SIZES = {"block.a": (12, 9, 5), "block.b": (20, 10)}
 
@@ -227,3 +232,42 @@ def test_pictures__say_what_they_need(cube):
         cluster_quality(cube, name="silhouete")
     with pytest.raises(SchemaError, match="'stability' is not here; pass what cluster_stability returns"):
         cluster_quality(cube, name="stability")
+
+
+CLUSTERED = STUDY.replace("[samples]", '[clusters]\nlayers = ["conv2", "conv3"]\nk = [2, 3]\nimages = 20\n')
+
+
+def test_plot_and_report__show_the_clusters_of_a_run(make_study, tmp_path):
+    path = make_study(text=CLUSTERED)
+    concept_study.run(path, "clusters")
+    found = CliRunner().invoke(app, ["plot", str(path), "--out", str(tmp_path / "plots")])
+    assert found.exit_code == 0, found.output
+    written = {file.name for file in (tmp_path / "plots").iterdir()}
+    assert written == {"clusters_quality.png", "clusters_conv2.png", "clusters_conv3.png", "clusters.html"}
+    found = CliRunner().invoke(app, ["report", str(path), "--out", str(tmp_path / "report.html")])
+    assert found.exit_code == 0, found.output
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "units in clusters" in page
+    assert "up to 20 images, as many of each class; rate above 0.1" in page
+    assert "Clusters of units, conv3" in page
+
+
+def test_plot__does_without_the_page_where_plotly_is_absent(make_study, tmp_path, monkeypatch):
+    path = make_study(text=CLUSTERED, checkpoints=1)
+    concept_study.run(path, "clusters")
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    found = CliRunner().invoke(app, ["plot", str(path), "--out", str(tmp_path / "plots")])
+    assert found.exit_code == 0, found.output
+    assert "without clusters.html" in found.output
+    assert not (tmp_path / "plots" / "clusters.html").exists()
+
+
+def test_cluster_figures__leave_out_stability_where_there_is_no_chance(cube):
+    ds = cube.assign(unit_cluster=unit_clusters(bare(cube), (2, 3), method="agglomerative").astype(float))
+    named = [figure.name for figure in cluster_figures(cluster_numbers(ds))]
+    assert named == ["units in clusters", "best silhouette of clusters"]
+    silhouettes = cluster_numbers(cube).quality["silhouette"]
+    shown = {figure.name: figure for figure in cluster_figures(cluster_numbers(cube))}
+    assert shown["best silhouette of clusters"].value == f"{float(silhouettes.max()):.2f}"
+    assert shown["units in clusters"].value == "56"
+    assert "least stable clusters" in shown

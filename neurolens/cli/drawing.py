@@ -164,7 +164,7 @@ def save_pictures(
         path = folder / f"{picture.name}.png"
         picture.figure.savefig(path, dpi=150)
         written.append(path)
-    return written + save_sankeys(drawn, folder)
+    return written + save_sankeys(drawn, folder) + save_cluster_page(drawn, folder)
 
 
 def save_sankeys(drawn: "RunPictures", folder: Path) -> list[Path]:
@@ -173,10 +173,14 @@ def save_sankeys(drawn: "RunPictures", folder: Path) -> list[Path]:
 
     written = []
     for name, numbers in (("sankey", drawn.concepts), ("tallies_sankey", drawn.tallies)):
-        if numbers is None or numbers.moves is None:
-            continue
+        if numbers is not None and numbers.moves is not None:
+            draw[name] = partial(migration_sankey, numbers.moves, units=numbers.best, level=numbers.level)
+    if drawn.clusters is not None:
+        draw["clusters"] = partial(cluster_page, drawn.clusters.features, drawn.clusters.clusters)
+    written = []
+    for name, figure_of in draw.items():
         try:
-            figure = migration_sankey(numbers.moves, units=numbers.best, level=numbers.level)
+            figure = figure_of()
         except MissingExtraError as error:
             say(f"without {name}.html: {error}")
             continue
@@ -184,6 +188,22 @@ def save_sankeys(drawn: "RunPictures", folder: Path) -> list[Path]:
         figure.write_html(path, include_plotlyjs=True)
         written.append(path)
     return written
+
+
+def save_cluster_page(drawn: "RunPictures", folder: Path) -> list[Path]:
+    """Write clusters of units as a page that can be turned and pointed at, and return its path."""
+    from neurolens.plot import cluster_page
+
+    if drawn.clusters is None:
+        return []
+    try:
+        figure = cluster_page(drawn.clusters.features, drawn.clusters.clusters)
+    except MissingExtraError as error:
+        say(f"without clusters.html: {error}")
+        return []
+    path = folder / "clusters.html"
+    figure.write_html(path, include_plotlyjs=True)
+    return [path]
 
 
 def save_report(place: Any, page: Path, study: "Study | None", run: str, files: list[Path] | None = None) -> Path:

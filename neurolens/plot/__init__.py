@@ -16,6 +16,9 @@ from neurolens.plot.attribution_parts import (
     perturbation_lines,
 )
 from neurolens.plot.attribution_pictures import attribution_pictures
+from neurolens.plot.clusters import cluster_map, cluster_quality, cluster_scatter, control_scatter
+from neurolens.plot.clusters_page import cluster_page
+from neurolens.plot.clusters_pictures import ClusterNumbers, cluster_numbers, cluster_pictures
 from neurolens.plot.concept_effects import effects_of_deaths
 from neurolens.plot.concept_heatmaps import iou_heatmap, score_heatmap
 from neurolens.plot.concept_lifelines import lifelines
@@ -51,6 +54,7 @@ from neurolens.plot.units_spectra import rank_curves, singular_values
 
 __all__ = [
     "AttributionNumbers",
+    "ClusterNumbers",
     "ConceptNumbers",
     "LifeRule",
     "Picture",
@@ -64,11 +68,18 @@ __all__ = [
     "binned_curves",
     "births_and_deaths",
     "class_improvement",
+    "cluster_map",
+    "cluster_numbers",
     "cluster_overlays",
+    "cluster_page",
+    "cluster_pictures",
+    "cluster_quality",
+    "cluster_scatter",
     "cluster_shares",
     "completeness_shares",
     "concept_numbers",
     "concept_pictures",
+    "control_scatter",
     "control_strip",
     "cosine_heatmap",
     "csl_against_learning_time",

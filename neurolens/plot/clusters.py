@@ -381,7 +381,7 @@ def _solid(ax: Axes) -> None:
         axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
         axis._axinfo["grid"].update(color=PALE, linewidth=0.6)
         axis.set_major_locator(MaxNLocator(4))
-        axis.set_tick_params(labelsize=8, pad=1)
+        axis.set_tick_params(labelsize=8, pad=4 if axis is solid.zaxis else 1)
 
 
 def _plane(ax: Axes, embedding: xr.DataArray) -> None:

@@ -1,5 +1,6 @@
 """The pictures of a clusters cube, drawn and captioned."""
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +34,8 @@ class ClusterNumbers:
     clusters : (k, unit)
     quality : Dataset over (k, layer)
         `silhouette`, and `stability` over a few seeds; NaN where there is no chance in clusters.
-    where : str
-        The checkpoint in words.
+    where, source : str
+        The checkpoint, and what the features are of, in words; empty where the cube does not say.
     notes : tuple of str
         What is missing, in words.
     """
@@ -43,6 +44,7 @@ class ClusterNumbers:
     clusters: xr.DataArray
     quality: xr.Dataset
     where: str
+    source: str
     notes: tuple[str, ...]
 
 
@@ -70,7 +72,7 @@ def cluster_numbers(ds: xr.Dataset) -> ClusterNumbers:
     features = at[list(NAMED)].load()
     quality = cluster_summary(features, last)[["silhouette"]]
     quality["stability"] = cluster_stability(features, last, starts=STARTS)["stability"]
-    return ClusterNumbers(features, last, quality, where, tuple(notes))
+    return ClusterNumbers(features, last, quality, where, _source(ds), tuple(notes))
 
 
 def cluster_pictures(ds: xr.Dataset, *, given: ClusterNumbers | None = None) -> list[Picture]:
@@ -96,6 +98,16 @@ def cluster_pictures(ds: xr.Dataset, *, given: ClusterNumbers | None = None) -> 
     return drawn
 
 
+def _source(ds: xr.Dataset) -> str:
+    """Say which images features are of, as the settings of the cube have it."""
+    told = json.loads(ds.attrs.get("settings", "{}")).get("parts", {}).get("features", {})
+    if "images" not in told:
+        return ""
+    drawn = "the first ones" if told["sample"] == "first" else "as many of each class"
+    high = f"the {told['quantile']:g} quantile of the layer" if "quantile" in told else f"{told['threshold']:g}"
+    return f"up to {told['images']:,} images, {drawn}; rate above {high}"
+
+
 def _quality(given: ClusterNumbers, layers: int) -> Picture:
     figure = new_figure((9.6, quality_height(layers)))
     sure = bool(given.quality["stability"].notnull().any())
@@ -113,6 +125,7 @@ def _quality(given: ClusterNumbers, layers: int) -> Picture:
             f"{float(least.max()):.2f}"
         )
     caption = f"Clusters of units{_at(given)}: {'; '.join(parts) or 'nothing to compare'}."
+    caption += f" Statistics are of {given.source}." if given.source else ""
     return Picture("clusters_quality", "How sure clusters of units are", caption, f"Tables. {caption}", figure)
 
 

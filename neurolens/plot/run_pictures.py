@@ -11,6 +11,7 @@ from neurolens.mortality import functional_death
 from neurolens.plot.attribution_images import ShownImages
 from neurolens.plot.attribution_numbers import AttributionNumbers, attribution_numbers
 from neurolens.plot.attribution_pictures import PANELS, attribution_pictures, image_pictures
+from neurolens.plot.clusters_pictures import ClusterNumbers, cluster_numbers, cluster_pictures
 from neurolens.plot.concept_effects import effects_pictures
 from neurolens.plot.concept_numbers import ConceptNumbers, LifeRule, concept_numbers
 from neurolens.plot.concept_pictures import concept_pictures
@@ -38,10 +39,10 @@ class RunPictures:
     ----------
     pictures : list of Picture
         In order: training, samples, concepts, effects of deaths, adopted tallies, units, activations, adopted logs,
-        attributions.
-    scores, counts, concepts, tallies, log, attributions
-        Of samples, of units, of concepts, of adopted tallies, of adopted logs (a summary) and of attributions by unit
-        cluster; None where the run does not have them.
+        clusters of units, attributions.
+    scores, counts, concepts, tallies, log, clusters, attributions
+        Of samples, of units, of concepts, of adopted tallies, of adopted logs (a summary), of clusters of units and of
+        attributions by them; None where the run does not have them.
     functional
         What `neurolens.functional_death` says of the deaths; None where effects were not measured.
     notes : list of str
@@ -55,6 +56,7 @@ class RunPictures:
     tallies: ConceptNumbers | None = None
     functional: "pd.DataFrame | None" = None
     log: xr.Dataset | None = None
+    clusters: ClusterNumbers | None = None
     attributions: AttributionNumbers | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -76,8 +78,8 @@ def run_pictures(
     Parameters
     ----------
     cubes : Dataset by name
-        `samples`, `concepts`, `effects`, `tallies`, `units`, `activations`, `dormancy` and `attributions`, or some of
-        them. Those without a row are passed over.
+        `samples`, `concepts`, `effects`, `tallies`, `units`, `activations`, `dormancy`, `clusters` and `attributions`,
+        or some of them. Those without a row are passed over.
     metrics : DataFrame, optional
         The training's ``metrics.csv``.
     images : function, optional
@@ -109,6 +111,7 @@ def run_pictures(
         "units": lambda cube: _units(out, cube),
         "activations": lambda cube: _activations(out, cube),
         "dormancy": lambda cube: _log(out, cube),
+        "clusters": lambda cube: _clusters(out, cube),
         "attributions": lambda cube: _attributions(out, cube, shown, panels, filtered),
     }
     for name in draw:
@@ -193,6 +196,12 @@ def _activations(out: RunPictures, cube: xr.Dataset) -> None:
 def _log(out: RunPictures, cube: xr.Dataset) -> None:
     out.log = counted(cube)
     out.pictures += log_pictures(cube)
+
+
+def _clusters(out: RunPictures, cube: xr.Dataset) -> None:
+    out.clusters = cluster_numbers(cube)
+    out.notes += out.clusters.notes
+    out.pictures += cluster_pictures(cube, given=out.clusters)
 
 
 def _attributions(

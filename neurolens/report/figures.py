@@ -9,6 +9,7 @@ import xarray as xr
 from neurolens import samples, schema
 from neurolens.errors import MissingMeasurementError
 from neurolens.plot import RunPictures, Scores
+from neurolens.report.cluster_figures import cluster_figures
 from neurolens.report.concept_figures import concept_figures, functional_figures, threshold_table
 from neurolens.report.records import FigureTable, KeyFigure
 from neurolens.report.unit_figures import log_figures, unit_figures
@@ -47,6 +48,8 @@ def all_figures(
         found += unit_figures(drawn.counts)
     if drawn.log is not None:
         found += log_figures(drawn.log)
+    if drawn.clusters is not None:
+        found += cluster_figures(drawn.clusters)
     return found
 
 
