@@ -15,6 +15,8 @@ from neurolens.inference import (
     bootstrap_counts,
     percentile_interval,
     sign_flip_max_t,
+    student_interval,
+    wilson_interval,
 )
 
 
@@ -31,6 +33,30 @@ def test_percentile_interval__holds_the_middle_share():
     np.testing.assert_allclose([low, high], [5, 95])
     low, high = percentile_interval(np.append(np.arange(101.0), np.nan)[:, None], 0.9)
     np.testing.assert_allclose([low, high], [[5], [95]])
+
+
+def test_percentile_interval__of_no_columns_has_none():
+    low, high = percentile_interval(np.empty((20, 0)), 0.95)
+    assert low.shape == high.shape == (0,)
+
+
+def test_wilson_interval__is_that_of_scipy_and_knows_nothing_of_no_trials():
+    successes, trials = np.array([0, 3, 7, 7]), np.array([7, 7, 7, 9])
+    low, high = wilson_interval(successes, trials, 0.9)
+    for at, (k, n) in enumerate(zip(successes, trials)):
+        wanted = binomtest(int(k), int(n)).proportion_ci(0.9, "wilson")
+        np.testing.assert_allclose([low[at], high[at]], [wanted.low, wanted.high], atol=1e-12)
+    assert np.isnan(wilson_interval([0, np.nan], [0, 3])).all()
+    with pytest.raises(SchemaError, match="confidence=95"):
+        wilson_interval(1, 2, 95)
+
+
+def test_student_interval__is_that_of_scipy_and_knows_nothing_of_one_sample():
+    sample = np.random.default_rng(0).normal(size=6)
+    wanted = ttest_1samp(sample, 0).confidence_interval(0.9)
+    error = sample.std(ddof=1) / np.sqrt(6)
+    np.testing.assert_allclose(student_interval(sample.mean(), error, 5, 0.9), [wanted.low, wanted.high])
+    assert np.isnan(student_interval(1.0, [0.1, np.nan], [0, 5])).all()
 
 
 def test_percentile_interval__covers_the_mean_of_normal_samples():

@@ -55,7 +55,8 @@ def decompose(
         Of a cube all are over (series, sample, map, method), with the clusters of all clusterings along `map`, and
         what is of a clustering is said of each of its clusters. ``cosine`` and ``correlation`` are over (…, mate), the
         number of the other cluster; there is ``mean_abs_cosine`` too, and ``correlation`` and ``mean_abs_correlation``
-        where ``entries`` is known. ``conductance`` and ``completeness_share`` are NaN for methods other than
+        where ``entries`` is known. What is of a clustering is NaN where maps of its clusters were left out of the cube.
+        ``conductance`` and ``completeness_share`` are NaN for methods other than
         Integrated Gradients.
 
     Raises

@@ -32,19 +32,20 @@ def decomposed(ds: xr.Dataset, *, entries: int | None = None) -> xr.Dataset:
     parts = ds.isel(map=places(ds, "only"))
     others = _others(parts)
     norm, total, dot = (parts[name].astype(np.float64) for name in ("norm", "total", "dot"))
+    complete = ~(dot.notnull() & (others < 0)).any("mate")  # the maps of all mates are there
     found: dict[str, xr.DataArray] = {
         "norm": parts["norm"],
-        "norm_share": _share(norm, others),
+        "norm_share": _share(norm, others).where(complete),
         "cosine": _ratio(dot, norm**2, others),
         "reconstruction_error": parts["reconstruction_error"],
     }
-    found["mean_abs_cosine"] = _mean_of_pairs(found["cosine"], norm, others)
+    found["mean_abs_cosine"] = _mean_of_pairs(found["cosine"], norm, others).where(complete)
     if known is not None:
         spread = norm**2 - total**2 / known
         spread = spread.where(spread > _CONSTANT * norm**2, 0.0).where(norm.notnull())
         shared = dot - total * _beside(total, others) / known
         found["correlation"] = _ratio(shared, spread, others)
-        found["mean_abs_correlation"] = _mean_of_pairs(found["correlation"], norm, others)
+        found["mean_abs_correlation"] = _mean_of_pairs(found["correlation"], norm, others).where(complete)
     if INTEGRAL in texts(parts["method"]):
         integral = xr.DataArray([method == INTEGRAL for method in texts(parts["method"])], dims="method")
         found["conductance"] = parts["total"].where(integral)
