@@ -108,8 +108,8 @@ def steps_away(
 
 
 def highest(row: Array, share: float) -> Array:
-    """Return the entries that are taken away, from the mass of each entry of a map, (n,) finite; by number."""
+    """Return the entries that are taken away, from the mass of each entry of a map, (n,) finite; in no order."""
     count = count_of(share, len(row))
     least = np.partition(row, -count)[-count]  # a third of the time of sorting
-    above, equal = np.flatnonzero(row > least), np.flatnonzero(row == least)
-    return np.sort(np.append(above, equal[: count - len(above)]))
+    above, equal = (row > least).nonzero()[0], (row == least).nonzero()[0]
+    return np.append(above, equal[: count - len(above)])
