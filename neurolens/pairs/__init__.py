@@ -8,34 +8,60 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neurolens.pairs.measure import scalars
+    from neurolens.pairs.phrases import (
+        PASCAL_CONTEXT,
+        embed_phrases,
+        imagenet_classes,
+        openai_templates,
+        read_embeddings,
+        read_phrases,
+        read_templates,
+        write_embeddings,
+    )
     from neurolens.pairs.pool import Pool, embeddings, resampled
     from neurolens.pairs.totals import ScalarTotals
     from neurolens.pairs.writing import along, dead_vectors, factors, pair_vectors, vector_norms
 
 _HOMES = {
+    "PASCAL_CONTEXT": "phrases",
     "Pool": "pool",
     "ScalarTotals": "totals",
     "along": "writing",
     "dead_vectors": "writing",
+    "embed_phrases": "phrases",
     "embeddings": "pool",
     "factors": "writing",
+    "imagenet_classes": "phrases",
+    "openai_templates": "phrases",
     "pair_vectors": "writing",
+    "read_embeddings": "phrases",
+    "read_phrases": "phrases",
+    "read_templates": "phrases",
     "resampled": "pool",
     "scalars": "measure",
     "vector_norms": "writing",
+    "write_embeddings": "phrases",
 }
 
 __all__ = [
+    "PASCAL_CONTEXT",
     "Pool",
     "ScalarTotals",
     "along",
     "dead_vectors",
+    "embed_phrases",
     "embeddings",
     "factors",
+    "imagenet_classes",
+    "openai_templates",
     "pair_vectors",
+    "read_embeddings",
+    "read_phrases",
+    "read_templates",
     "resampled",
     "scalars",
     "vector_norms",
+    "write_embeddings",
 ]
 
 
