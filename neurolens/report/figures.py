@@ -9,10 +9,12 @@ import xarray as xr
 from neurolens import samples, schema
 from neurolens.errors import MissingMeasurementError
 from neurolens.plot import RunPictures, Scores
+from neurolens.report.attribution_figures import attribution_figures, attribution_section
 from neurolens.report.cluster_figures import cluster_figures
 from neurolens.report.concept_figures import concept_figures, functional_figures, threshold_table
-from neurolens.report.records import FigureTable, KeyFigure
+from neurolens.report.records import FigureTable, KeyFigure, Section
 from neurolens.report.unit_figures import log_figures, unit_figures
+from neurolens.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +52,15 @@ def all_figures(
         found += log_figures(drawn.log)
     if drawn.clusters is not None:
         found += cluster_figures(drawn.clusters)
+    if drawn.attributions is not None:
+        found += attribution_figures(drawn.attributions)
     return found
+
+
+def all_sections(drawn: RunPictures, study: Study | None = None) -> list[Section]:
+    """Gather the parts of the page that stand by themselves: attributions by unit cluster."""
+    found = attribution_section(drawn, study)
+    return [] if found is None else [found]
 
 
 def all_tables(drawn: RunPictures) -> list[FigureTable]:

@@ -17,7 +17,7 @@ from neurolens.backend import open_run
 from neurolens.errors import DataError, StoreError
 from neurolens.plot import Picture, run_pictures
 from neurolens.plot.run_pictures import has_rows
-from neurolens.report.figures import all_figures, all_tables
+from neurolens.report.figures import all_figures, all_sections, all_tables
 from neurolens.report.galleries import galleries_of
 from neurolens.report.ledger import ledger_table
 from neurolens.report.next_steps import next_steps
@@ -106,6 +106,8 @@ def write_report(
     notes += drawn.notes
     if not any(map(has_rows, cubes.values())):
         notes.append("No checkpoint has been measured yet.")
+    sections = all_sections(drawn, study)
+    apart = {picture.name for section in sections for picture in section.pictures}
     text = (
         _environment()
         .get_template(TEMPLATE)
@@ -118,7 +120,8 @@ def write_report(
             tags=store.tags(),
             figures=all_figures(cubes, drawn, metrics),
             tables=all_tables(drawn),
-            pictures=[{"picture": picture, "source": _data_uri(picture)} for picture in drawn.pictures],
+            pictures=[_shown(picture) for picture in drawn.pictures if picture.name not in apart],
+            sections=[{"section": one, "pictures": [_shown(p) for p in one.pictures]} for one in sections],
             ledgers=ledgers,
             notes=notes,
             study=None if study is None else study.model_dump_json(indent=2, exclude_none=True),
@@ -141,6 +144,10 @@ def _found(
     except DataError as error:
         notes.append(f"There are no images: {error}")
     return metrics, images
+
+
+def _shown(picture: Picture) -> dict[str, Any]:
+    return {"picture": picture, "source": _data_uri(picture)}
 
 
 def _data_uri(picture: Picture) -> str:

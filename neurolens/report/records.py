@@ -1,6 +1,8 @@
-"""What the page shows first: key figures, and small tables of them."""
+"""What the page shows first: key figures, and small tables of them; and sections of its own."""
 
 from dataclasses import dataclass
+
+from neurolens.plot import Picture
 
 
 @dataclass(frozen=True)
@@ -20,3 +22,22 @@ class FigureTable:
     caption: str
     header: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something to know before numbers are believed: what it is about, and a sentence or two."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page about one thing: facts, tables and pictures; ``slug`` is its anchor."""
+
+    title: str
+    slug: str
+    facts: tuple[Fact, ...]
+    tables: tuple[FigureTable, ...]
+    pictures: tuple[Picture, ...]
