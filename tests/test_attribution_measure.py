@@ -310,3 +310,13 @@ def test_measure_block__runs_as_often_as_the_plan_says():
     assert cost.partial_backwards == 9 * made.partial
     assert made.partial < len(sets) - 1
     assert len(seen) > cost.forwards
+
+
+def test_measure__gradients_go_back_in_bfloat16_where_the_study_says():
+    table = Attributions(grid=4, steps=6, full=1)
+    network, samples, sets, _, exact = case("dense", table=table)
+    found = measured(network, samples, table.model_copy(update={"cotangents": "bfloat16"}), sets, chosen=samples.ids)
+    for at in range(1, len(sets)):
+        gap = np.linalg.norm(found["full_map"][:, at, 0] - exact["full_map"][:, at, 0])
+        assert 0 < gap <= 0.03 * np.linalg.norm(exact["full_map"][:, at, 0])
+    np.testing.assert_array_equal(found["full_map"][:, 0], exact["full_map"][:, 0])

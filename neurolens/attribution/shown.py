@@ -114,6 +114,7 @@ class Measuring:
             baseline=start,
             batch_size=self.batch_size,
             budget_mib=self.room.free / 2**20,
+            cotangents="same" if table.cotangents == "float32" else "bfloat16",
         )
 
     def _maps(
