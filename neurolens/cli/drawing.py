@@ -1,5 +1,6 @@
 """Commands that draw: ``plot`` and ``report``."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,14 +165,14 @@ def save_pictures(
         path = folder / f"{picture.name}.png"
         picture.figure.savefig(path, dpi=150)
         written.append(path)
-    return written + save_sankeys(drawn, folder) + save_cluster_page(drawn, folder)
+    return written + save_pages(drawn, folder)
 
 
-def save_sankeys(drawn: "RunPictures", folder: Path) -> list[Path]:
-    """Write migrations of concepts as pages that can be pointed at, and return the paths."""
-    from neurolens.plot import migration_sankey
+def save_pages(drawn: "RunPictures", folder: Path) -> list[Path]:
+    """Write what can be pointed at as pages: migrations of concepts, clusters of units. Return the paths."""
+    from neurolens.plot import cluster_page, migration_sankey
 
-    written = []
+    draw: dict[str, Callable[[], Any]] = {}
     for name, numbers in (("sankey", drawn.concepts), ("tallies_sankey", drawn.tallies)):
         if numbers is not None and numbers.moves is not None:
             draw[name] = partial(migration_sankey, numbers.moves, units=numbers.best, level=numbers.level)
@@ -188,22 +189,6 @@ def save_sankeys(drawn: "RunPictures", folder: Path) -> list[Path]:
         figure.write_html(path, include_plotlyjs=True)
         written.append(path)
     return written
-
-
-def save_cluster_page(drawn: "RunPictures", folder: Path) -> list[Path]:
-    """Write clusters of units as a page that can be turned and pointed at, and return its path."""
-    from neurolens.plot import cluster_page
-
-    if drawn.clusters is None:
-        return []
-    try:
-        figure = cluster_page(drawn.clusters.features, drawn.clusters.clusters)
-    except MissingExtraError as error:
-        say(f"without clusters.html: {error}")
-        return []
-    path = folder / "clusters.html"
-    figure.write_html(path, include_plotlyjs=True)
-    return [path]
 
 
 def save_report(place: Any, page: Path, study: "Study | None", run: str, files: list[Path] | None = None) -> Path:
