@@ -102,6 +102,7 @@ def test_decompose__knows_correlations_only_where_the_size_of_maps_is_known():
     known = decompose(ds, entries=ENTRIES)
     xr.testing.assert_allclose(known, decompose(attributions_cube()))
     xr.testing.assert_allclose(decompose(ds.assign_attrs(entries=ENTRIES)), known)
+    xr.testing.assert_allclose(decompose(ds.assign_coords(channel=[0, 1, 2])), known)
     assert float(abs(found["mean_abs_cosine"] - known["mean_abs_correlation"]).isel(method=1).min()) > 0.1
 
 

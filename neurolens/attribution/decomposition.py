@@ -30,7 +30,8 @@ def decompose(
         Signed maps through each cluster: of Integrated Gradients they add up to the map through all units, of Saliency
         they do not. Of a cube all clusterings are described, from what was measured of their maps.
     entries : with a cube
-        Numbers of a map, channels · height · width, which correlations need and a cube holds only where it keeps maps.
+        Numbers of a map, channels · height · width, which correlations need; absent: by the dims `channel`, `y` and `x`
+        of the cube, where it has all three.
     whole : (…), optional
         The map through all units, to see what the clusters leave of it.
     change : (sample,), optional

@@ -63,9 +63,8 @@ def decomposed(ds: xr.Dataset, *, entries: int | None = None) -> xr.Dataset:
 
 def _entries(ds: xr.Dataset) -> int | None:
     """Return how many numbers a map has, if the cube knows."""
-    if "full_map" in ds:
-        return int(np.prod([ds.sizes[dim] for dim in ("channel", "y", "x")]))
-    return int(ds.attrs["entries"]) if "entries" in ds.attrs else None
+    sizes = [ds.sizes.get(dim, 0) for dim in ("channel", "y", "x")]
+    return int(np.prod(sizes)) or (int(ds.attrs["entries"]) if "entries" in ds.attrs else None)
 
 
 def _others(parts: xr.Dataset) -> xr.DataArray:
