@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neurolens.pairs.ablation import ablate, ablation_curve, curve_difference, percentile_mask, zero_shot
     from neurolens.pairs.measure import scalars
+    from neurolens.pairs.norms import dead_pairs, directions, majority, pair_means, pair_norms
     from neurolens.pairs.phrases import (
         PASCAL_CONTEXT,
         embed_phrases,
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
         write_embeddings,
     )
     from neurolens.pairs.pool import Pool, embeddings, resampled
+    from neurolens.pairs.strength import strengths, unit_gram, unit_norms
     from neurolens.pairs.totals import ScalarTotals
     from neurolens.pairs.writing import along, dead_vectors, factors, pair_vectors, vector_norms
 
@@ -26,42 +29,68 @@ _HOMES = {
     "PASCAL_CONTEXT": "phrases",
     "Pool": "pool",
     "ScalarTotals": "totals",
+    "ablate": "ablation",
+    "ablation_curve": "ablation",
     "along": "writing",
+    "curve_difference": "ablation",
+    "dead_pairs": "norms",
     "dead_vectors": "writing",
+    "directions": "norms",
     "embed_phrases": "phrases",
     "embeddings": "pool",
     "factors": "writing",
     "imagenet_classes": "phrases",
+    "majority": "norms",
     "openai_templates": "phrases",
+    "pair_means": "norms",
+    "pair_norms": "norms",
     "pair_vectors": "writing",
+    "percentile_mask": "ablation",
     "read_embeddings": "phrases",
     "read_phrases": "phrases",
     "read_templates": "phrases",
     "resampled": "pool",
     "scalars": "measure",
+    "strengths": "strength",
+    "unit_gram": "strength",
+    "unit_norms": "strength",
     "vector_norms": "writing",
     "write_embeddings": "phrases",
+    "zero_shot": "ablation",
 }
 
 __all__ = [
     "PASCAL_CONTEXT",
     "Pool",
     "ScalarTotals",
+    "ablate",
+    "ablation_curve",
     "along",
+    "curve_difference",
+    "dead_pairs",
     "dead_vectors",
+    "directions",
     "embed_phrases",
     "embeddings",
     "factors",
     "imagenet_classes",
+    "majority",
     "openai_templates",
+    "pair_means",
+    "pair_norms",
     "pair_vectors",
+    "percentile_mask",
     "read_embeddings",
     "read_phrases",
     "read_templates",
     "resampled",
     "scalars",
+    "strengths",
+    "unit_gram",
+    "unit_norms",
     "vector_norms",
     "write_embeddings",
+    "zero_shot",
 ]
 
 

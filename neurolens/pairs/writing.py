@@ -159,7 +159,7 @@ def vector_norms(factors: xr.Dataset) -> xr.DataArray:
     fixed = required(factors)
     triangles = _triangles(fixed["output"].to_numpy())
     norms = np.linalg.norm(triangles @ fixed["value"].to_numpy().astype(np.float64), axis=1)
-    array = _named(norms.T, ("unit", "head"), fixed)
+    array = named(norms.T, ("unit", "head"), fixed)
     return array.rename("vector_norm").assign_attrs(long_name="length of the fixed vector of a pair", units="embedding")
 
 
@@ -323,7 +323,7 @@ def _triangles(output: Array) -> Array:
     return np.stack([np.linalg.qr(output[:, h].astype(np.float64), mode="r") for h in range(output.shape[1])])
 
 
-def _named(values: Array, dims: tuple[str, ...], fixed: xr.Dataset) -> xr.DataArray:
+def named(values: Array, dims: tuple[str, ...], fixed: xr.Dataset) -> xr.DataArray:
     """Return an array over units and heads with the coordinates that factors have."""
     coords = {name: c.variable for name, c in fixed.coords.items() if set(c.dims) <= set(dims)}
     return xr.DataArray(values, dims=dims, coords=coords)
