@@ -134,8 +134,10 @@ def _controls(found: Mapping[str, UnitSet], table: Attributions) -> Iterable[Uni
         strata = None
         if one.cut in table.strata:
             strata = np.searchsorted(table.strata[one.cut], np.arange(len(one.units)), side="right")
+        # the reference draws the units that it filters away, of which a set without a cluster is the rest
+        flipped = table.control_compat is not None and one.kind == "without"
         drawn = controls(
-            unit_masks({name: one.units}),
+            unit_masks({name: one.units ^ flipped}),
             draws=table.controls,
             seed=table.control_seed,
             strata=strata,
@@ -150,5 +152,5 @@ def _controls(found: Mapping[str, UnitSet], table: Attributions) -> Iterable[Uni
                 "control",
                 of=name,
                 draw=draw,
-                units=row.to_numpy(),
+                units=row.to_numpy() ^ flipped,
             )
