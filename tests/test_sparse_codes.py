@@ -155,6 +155,19 @@ def test_sparse_codes__in_float32_choose_the_atoms_of_float64():
     assert half["value"].dtype == np.float32
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_sparse_codes__of_phrases_that_are_nearly_alike_are_exact_to_rounding(seed):
+    """Orthogonalised once and not twice, coefficients would be off by 5e-4 and more."""
+    random = np.random.default_rng(seed)
+    dictionary = (random.normal(size=40) + 0.01 * random.normal(size=(200, 40))).astype("f4")
+    signals = random.normal(size=(6, 40)).astype("f4")
+    codes = sparse_codes(signals, dictionary, atoms=12, centre=False)
+    atoms = prepared(dictionary, centre=False).to_numpy().astype("f8")
+    for signal, index, value in zip(signals, codes["index"].to_numpy(), codes["value"].to_numpy(), strict=True):
+        exact = np.linalg.lstsq(atoms[index].T, signal.astype("f8"), rcond=None)[0]
+        np.testing.assert_allclose(value, exact, rtol=0, atol=5e-5 * np.abs(exact).max())
+
+
 def test_sparse_codes__stop_where_nothing_is_left():
     signals = np.array([[0, 0, 0], [0, 0, 2], [np.nan, 0, 0], [1, 2, 0.5]])
     codes = sparse_codes(signals, GOLDEN, atoms=3, **PLAIN)

@@ -1,5 +1,8 @@
 """What codes say and add up to."""
 
+import re
+from pathlib import Path
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -98,3 +101,10 @@ def test_reading__says_what_does_not_fit():
         describe(codes, dictionary.drop_vars("phrase"))
     with pytest.raises(SchemaError, match="top=0"):
         describe(codes, NAMES, top=0)
+
+
+def test_page__runs():
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "sparse_codes.md").read_text()
+    names = {}
+    exec(re.search(r"^```python\n(.*?)^```", page, re.M | re.S)[1], names)
+    assert names["codes"].sizes == {"signal": 100, "atom": 3}

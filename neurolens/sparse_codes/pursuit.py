@@ -54,10 +54,10 @@ def pursue(signals: Array, atoms: Array, count: int, basis: Array | None = None)
     alive = nothing > 0
     for step in range(count):
         if basis is not None and step == 0:
-            best, at = _strongest(left @ basis, atoms @ basis, index[:, :0], _TIE * eps * longest)
+            best, at = _strongest(left @ basis, atoms @ basis, _TIE * eps * longest)
         else:
-            best, at = _strongest(left, atoms, index[:, :step], _TIE * eps * longest)
-        alive &= best > nothing * longest
+            best, at = _strongest(left, atoms, _TIE * eps * longest)
+        alive &= best > nothing * longest  # chosen atoms are below that, and are not chosen again
         if not alive.any():
             break
         column, known = atoms[at], orthogonal[:, :step]
@@ -83,17 +83,14 @@ def pursue(signals: Array, atoms: Array, count: int, basis: Array | None = None)
     return index, value, residual
 
 
-def _strongest(left: Array, atoms: Array, taken: Array, tie: float) -> tuple[Array, Array]:
-    """Return the largest |⟨left, atom⟩| of each row, and the lowest free index that has it to rounding."""
+def _strongest(left: Array, atoms: Array, tie: float) -> tuple[Array, Array]:
+    """Return the largest |⟨left, atom⟩| of each row, and the lowest index that has it to rounding."""
     best, at = np.full(len(left), -1.0, atoms.dtype), np.zeros(len(left), np.int64)
     margin = (tie * np.linalg.norm(left, axis=1)).astype(atoms.dtype)
-    rows = np.broadcast_to(np.arange(len(left))[:, None], taken.shape)
     for start in range(0, len(atoms), _AT_ONCE):
         part = atoms[start : start + _AT_ONCE]
         found = left @ part.T
         np.abs(found, out=found)
-        here = (taken >= start) & (taken < start + len(part))
-        found[rows[here], taken[here] - start] = -1
         most = found.max(axis=1)
         first = (found >= (most - margin)[:, None]).argmax(axis=1)
         better = most > best + margin
