@@ -69,9 +69,9 @@ def test_effect_forest__has_a_dot_per_set_on_one_scale_for_all_methods(compared)
     assert axes[0].get_xlim() == axes[1].get_xlim()
     for i, ax in enumerate(axes):
         found = dots(ax).get_offsets()
-        np.testing.assert_allclose(found[:, 0], compared["difference"].isel(method=i))
+        np.testing.assert_allclose(found[:, 0], compared["difference"].isel(attribution=i))
         assert np.all(np.diff(found[:, 1]) > 0)
-        sure = compared["class_p_max_t"].isel(method=i).to_numpy() < 0.05
+        sure = compared["class_p_max_t"].isel(attribution=i).to_numpy() < 0.05
         white = (dots(ax).get_facecolors()[:, :3] == 1).all(axis=1)
         np.testing.assert_array_equal(~white, sure)
     names = [label.get_text() for label in axes[0].get_yticklabels()]
@@ -91,7 +91,7 @@ def test_effect_forest__bands_are_the_range_of_controls(compared, drops):
     axes = plot.effect_forest(compared, draws=draws)
     for i, ax in enumerate(axes):
         (band,) = ax.patches
-        values = draws.isel(map=0, method=i)
+        values = draws.isel(map=0, attribution=i)
         np.testing.assert_allclose([band.get_x(), band.get_width()], [values.min(), values.max() - values.min()])
     assert not plot.effect_forest(compared)[0].patches
 
@@ -109,16 +109,16 @@ def test_control_strip__sets_each_set_against_its_draws(drops):
     axes = plot.control_strip(observed, draws, p=p)
     for i, ax in enumerate(axes):
         random, own = (c.get_offsets()[:, 0] for c in ax.collections if isinstance(c, PathCollection))
-        np.testing.assert_allclose(random, draws.isel(map=0, method=i))
-        np.testing.assert_allclose(own, observed.isel(method=i))
-        assert f"p = {float(p.isel(map=0, method=i)):.3g}, 20 sets" in [text.get_text() for text in ax.texts]
+        np.testing.assert_allclose(random, draws.isel(map=0, attribution=i))
+        np.testing.assert_allclose(own, observed.isel(attribution=i))
+        assert f"p = {float(p.isel(map=0, attribution=i)):.3g}, 20 sets" in [text.get_text() for text in ax.texts]
 
 
 def test_class_improvement__is_sorted_and_its_mean_is_computed(drops):
     table = per_class(drops.sel(map=FILTERED), drops.sel(map="whole", drop=True))
     ax = plot.class_improvement(table)
     heights = [bar.get_height() for bar in ax.patches]
-    mean = table["difference_mean"].mean("method").to_numpy()
+    mean = table["difference_mean"].mean("attribution").to_numpy()
     np.testing.assert_allclose(heights, np.sort(mean)[::-1])
     dashed = next(line for line in ax.lines if line.get_linestyle() == "--")
     np.testing.assert_allclose(dashed.get_ydata(), mean.mean())
@@ -141,7 +141,7 @@ def test_effects_over_checkpoints__follow_each_set(cube):
     lines = [line for line in axes[1].lines if len(line.get_xdata()) == 3]
     assert [line.get_xdata().tolist() for line in lines] == [[0, 5, 9]] * 3
     for line, name in zip(lines, names):
-        np.testing.assert_allclose(line.get_ydata(), found["difference"].sel(map=name).isel(method=1))
+        np.testing.assert_allclose(line.get_ydata(), found["difference"].sel(map=name).isel(attribution=1))
     assert axes[0].get_ylim() == axes[1].get_ylim()
 
 
@@ -152,7 +152,7 @@ def test_perturbation_lines__are_means_over_images(cube):
         "Integrated Gradients: deletion",
         "Integrated Gradients: insertion",
     ]
-    mean = curves["deletion"].isel(map=1, method=0).mean("sample")
+    mean = curves["deletion"].isel(map=1, attribution=0).mean("sample")
     np.testing.assert_allclose(axes[0].lines[1].get_ydata(), mean, rtol=1e-6)
     area = float(mean.astype(float).integrate("share"))
     assert axes[0].get_legend().get_texts()[1].get_text().startswith(f"{area:.3f}")
@@ -189,7 +189,7 @@ def test_cluster_shares__and_cosines_are_those_of_decompose(cube):
     own = last.isel(
         map=np.flatnonzero((last["kind"] == "only") & (last["cut"] == "stage1") & (last["clustering"] == "k3"))
     )
-    made = decompose(own).isel(method=0)
+    made = decompose(own).isel(attribution=0)
     ax = plot.cluster_shares(made["norm_share"], made["completeness_share"])
     heights = [[bar.get_height() for bar in container] for container in ax.containers]
     np.testing.assert_allclose(heights[0], made["norm_share"].mean("sample"))
@@ -220,7 +220,7 @@ def test_attribution_panels__have_one_scale_for_both_maps_of_a_method(cube, imag
 def test_attribution_panels__say_probability_drop_and_sparsity(cube, image, shown):
     one = cube.isel(epoch=-1, sample=0)
     axes = plot.attribution_panels(one, image, shown, filtered=FILTERED)
-    at = one.sel({"map": FILTERED, "method": "saliency"})
+    at = one.sel({"map": FILTERED, "attribution": "saliency"})
     left = float(np.exp(at["masked_log_prob"].sel(level="patch")))
     assert axes[13].get_xlabel() == f"p = {left:.3f},\ndrop {float(np.exp(at['log_prob'])) - left:+.3f}"
     assert f"sparsity {float(at['pixel_sparsity']):.2f} by pixel" in axes[9].get_xlabel()
@@ -233,7 +233,9 @@ def test_attribution_panels__show_what_was_put_in(cube, image, fill, colour):
     given = plot.ShownImages(lambda ids: [], (0.5, 0.25, 0.0), fill, 0.25)
     axes = plot.attribution_panels(one, image, given, filtered=FILTERED)
     drawn = axes[3].images[0].get_array()
-    heat = np.abs(one["full_map"].sel({"map": "whole", "method": "integrated_gradients"})).sum("channel").to_numpy()
+    heat = (
+        np.abs(one["full_map"].sel({"map": "whole", "attribution": "integrated_gradients"})).sum("channel").to_numpy()
+    )
     away = heat >= np.sort(heat.ravel())[-16]
     wanted = np.array(colour) if colour else image.reshape(-1, 3).mean(axis=0) / 255
     np.testing.assert_allclose(drawn[away], np.broadcast_to(wanted, (16, 3)), atol=1e-6)
@@ -263,7 +265,7 @@ def test_attribution_panels__name_the_nearest_set_and_refuse_other_sizes(cube, i
 
 
 def test_away__takes_the_patches_that_were_measured(cube):
-    one = cube.isel(epoch=-1, sample=0, map=0, method=0)
+    one = cube.isel(epoch=-1, sample=0, map=0, attribution=0)
     mask = _away(one, np.zeros((SIDE, SIDE)), "patch", 0.1)
     table = one["patch"].to_numpy()
     chosen = np.zeros(16, dtype=bool)
@@ -286,7 +288,7 @@ def test_cluster_overlays__add_up_on_one_scale(cube, image):
     whole, total, rest = (np.asarray(ax.images[0].get_array()) for ax in axes[1:4])
     np.testing.assert_allclose(whole, total, atol=0.02)
     np.testing.assert_allclose(np.ptp(rest / rest.max(axis=2, keepdims=True), axis=2), 0, atol=0.02)  # grey: nothing
-    shares = one["total"].isel(method=0).sel(map=[f"stage1/k3/{i}" for i in range(3)])
+    shares = one["total"].isel(attribution=0).sel(map=[f"stage1/k3/{i}" for i in range(3)])
     change = float(one["output"] - one["baseline_output"])
     assert texts(axes[4:]) == " ".join(f"{float(s) / change:+.0%} of the change" for s in shares)
 
@@ -312,11 +314,11 @@ def test_attribution_numbers__are_those_of_the_reductions(cube, numbers, drops):
         flips=200,
     )
     xr.testing.assert_allclose(numbers.effects["without"], found)
-    assert numbers.draws.sizes == {"map": 1, "method": 2, "draw": 20}
+    assert numbers.draws.sizes == {"map": 1, "attribution": 2, "draw": 20}
     assert numbers.over.sizes["epoch"] == 3
     assert numbers.classes["class"].values.tolist() == [f"class{i}" for i in range(4)]
     np.testing.assert_allclose(numbers.shares.sum("map") * numbers.change, numbers.change + numbers.gap, rtol=1e-4)
-    np.testing.assert_allclose(np.diagonal(numbers.cosine.isel(method=0)), 1)
+    np.testing.assert_allclose(np.diagonal(numbers.cosine.isel(attribution=0)), 1)
     assert numbers.notes == ()
 
 
@@ -377,7 +379,7 @@ def test_attribution_pictures__leave_out_what_was_not_measured(cube, shown):
         "attribution_completeness",
         "attribution_decomposition",
     ]
-    saliency = cube.isel(epoch=[-1], map=np.flatnonzero(cube["kind"] != "control")).isel(method=[1])
+    saliency = cube.isel(epoch=[-1], map=np.flatnonzero(cube["kind"] != "control")).isel(attribution=[1])
     given = plot.attribution_numbers(saliency, resamples=50)
     names = [p.name for p in plot.attribution_pictures(saliency, given=given)]
     assert "attribution_completeness" not in names
@@ -403,12 +405,12 @@ def test_run_pictures__note_images_that_are_gone(cube):
 
 
 def test_attribution_numbers__and_panels_leave_out_methods_that_know_the_whole_only(cube, image, shown):
-    first = cube.isel(method=0, drop=True).where(cube["kind"] == "whole")
-    both = cube.reindex({"method": ["integrated_gradients", "saliency", "captum.DeepLift"]})
-    both = both.assign({name: both[name].fillna(first[name]) for name in both if "method" in both[name].dims})
+    first = cube.isel(attribution=0, drop=True).where(cube["kind"] == "whole")
+    both = cube.reindex({"attribution": ["integrated_gradients", "saliency", "captum.DeepLift"]})
+    both = both.assign({name: both[name].fillna(first[name]) for name in both if "attribution" in both[name].dims})
     given = plot.attribution_numbers(both, resamples=50)
     for found in (given.effects["without"], given.draws, given.classes, given.over):
-        assert found["method"].values.tolist() == ["integrated_gradients", "saliency"]
+        assert found["attribution"].values.tolist() == ["integrated_gradients", "saliency"]
     axes = plot.attribution_panels(given.last.isel(sample=0), image, shown, filtered=FILTERED)
     assert len(axes) == 14
     assert len(plot.attribution_pictures(both, given=given, shown=shown)) == 12

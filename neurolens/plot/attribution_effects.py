@@ -88,10 +88,10 @@ def effect_forest(
 
     Parameters
     ----------
-    compared : Dataset over (map) or (map, method)
+    compared : Dataset over (map) or (map, attribution)
         What `neurolens.attribution.compare` returns: `difference`, `low`, `high`, and where there are any `class_low`,
         `class_high`, `p_max_t`, `class_p_max_t`. Sets stand in its order, under their layer where it has `cut`.
-    draws : (map, draw) or (map, draw, method), optional
+    draws : (map, draw) or (map, draw, attribution), optional
         Mean differences of the random controls of some of the sets; NaN where there is none.
     label
         What the differences are of, for the axis.
@@ -107,15 +107,15 @@ def effect_forest(
     SchemaError
         If `difference`, `low` or `high` is missing, or there is a dim besides.
     """
-    _require(compared, ("difference", "low", "high"), ("map", "method"))
-    compared = compared if "method" in compared.dims else compared.expand_dims("method")
+    _require(compared, ("difference", "low", "high"), ("map", "attribution"))
+    compared = compared if "attribution" in compared.dims else compared.expand_dims("attribution")
     with styled():
         figure = _figure(figure, (9.2, forest_height(compared)))
-        axes = figure.subplots(1, compared.sizes["method"], sharex=True, sharey=True, squeeze=False)[0]
+        axes = figure.subplots(1, compared.sizes["attribution"], sharex=True, sharey=True, squeeze=False)[0]
         places, names, heads = _rows(compared)
         for i, ax in enumerate(axes):
-            one = compared.isel(method=i).transpose("map", ...)
-            ax.set_title(method_name(one["method"].item()) if "method" in one.coords else "")
+            one = compared.isel(attribution=i).transpose("map", ...)
+            ax.set_title(method_name(one["attribution"].item()) if "attribution" in one.coords else "")
             _bands(ax, one, draws, places)
             _points(ax, one, places, alpha)
             ax.axvline(0, color=GREY, linewidth=0.9, zorder=1)
@@ -148,11 +148,11 @@ def control_strip(
 
     Parameters
     ----------
-    observed : (map) or (map, method)
+    observed : (map) or (map, attribution)
         Mean differences of the sets that have controls.
-    draws : (map, draw) or (map, draw, method)
+    draws : (map, draw) or (map, draw, attribution)
         The same of their random controls.
-    p : (map) or (map, method), optional
+    p : (map) or (map, attribution), optional
         What `neurolens.attribution.control` returns as `p`.
     label
         What the differences are of, for the axis.
@@ -169,15 +169,15 @@ def control_strip(
         If the dims are others.
     """
     given = xr.Dataset({"observed": observed, "draws": draws} | ({} if p is None else {"p": p}))
-    _require(given, ("observed", "draws"), ("map", "method", "draw"))
-    given = given if "method" in given.dims else given.expand_dims("method")
+    _require(given, ("observed", "draws"), ("map", "attribution", "draw"))
+    given = given if "attribution" in given.dims else given.expand_dims("attribution")
     with styled():
         figure = _figure(figure, (9.2, 1.6 + 0.5 * given.sizes["map"]))
-        axes = figure.subplots(1, given.sizes["method"], sharex=True, sharey=True, squeeze=False)[0]
+        axes = figure.subplots(1, given.sizes["attribution"], sharex=True, sharey=True, squeeze=False)[0]
         wave = np.resize([0.0, 0.16, -0.16, 0.08, -0.08, 0.24, -0.24], given.sizes["draw"])
         for i, ax in enumerate(axes):
-            one = given.isel(method=i)
-            ax.set_title(method_name(one["method"].item()) if "method" in one.coords else "")
+            one = given.isel(attribution=i)
+            ax.set_title(method_name(one["attribution"].item()) if "attribution" in one.coords else "")
             for row in range(one.sizes["map"]):
                 values = np.asarray(one["draws"].isel(map=row).transpose("draw"), np.float64)
                 ax.scatter(values, row + wave, s=16, color=GREY, alpha=0.6, linewidths=0, zorder=2)
@@ -213,7 +213,7 @@ def class_improvement(table: xr.Dataset, *, label: str = LABEL, ax: Axes | None 
 
     Parameters
     ----------
-    table : Dataset over (class) or (class, method)
+    table : Dataset over (class) or (class, attribution)
         What `neurolens.attribution.per_class` returns: `difference_mean`. Classes without one are left out.
     label
         What the differences are of, for the axis.
@@ -223,10 +223,12 @@ def class_improvement(table: xr.Dataset, *, label: str = LABEL, ax: Axes | None 
     SchemaError
         If `difference_mean` is missing, or there is a dim besides.
     """
-    _require(table, ("difference_mean",), ("class", "method"))
-    found = table["difference_mean"] if "method" in table.dims else table["difference_mean"].expand_dims("method")
-    found = found.transpose("method", "class")
-    mean = found.mean("method", skipna=True)
+    _require(table, ("difference_mean",), ("class", "attribution"))
+    found = (
+        table["difference_mean"] if "attribution" in table.dims else table["difference_mean"].expand_dims("attribution")
+    )
+    found = found.transpose("attribution", "class")
+    mean = found.mean("attribution", skipna=True)
     order = np.argsort(-np.asarray(mean, np.float64), kind="stable")[: int(mean.notnull().sum())]
     found, mean = found.isel({"class": order}), mean.isel({"class": order})
     with styled():
@@ -237,12 +239,12 @@ def class_improvement(table: xr.Dataset, *, label: str = LABEL, ax: Axes | None 
         values = np.asarray(mean, np.float64)
         few = order.size <= NAMED_CLASSES
         bars: dict[str, Any] = {"width": 0.8 if few else 1.0, "linewidth": 0}
-        several = found.sizes["method"] > 1
+        several = found.sizes["attribution"] > 1
         ax.bar(at, values, color=PALE, label="mean over methods" if several else "class", **bars)
         looks = zip(COLOURS, MARKERS, found)
         for colour, marker, one in looks if several else ():
-            name = method_name(one["method"].item())
-            size = 22 if few else max(2.0, 1600 / order.size)
+            name = method_name(one["attribution"].item())
+            size = 22 if few else max(4.0, 1600 / order.size)
             ax.scatter(at, one, s=size, color=colour, marker=marker, linewidths=0, alpha=0.85, label=name)
         ax.axhline(0, color=GREY, linewidth=0.9)
         middle = float(values.mean())
@@ -268,7 +270,7 @@ def effects_over_checkpoints(
 
     Parameters
     ----------
-    compared : Dataset over (series, map) or (series, map, method)
+    compared : Dataset over (series, map) or (series, map, attribution)
         What `neurolens.attribution.compare` returns of a few sets: `difference`, and `class_low` and `class_high` or
         `low` and `high`.
     label
@@ -289,16 +291,16 @@ def effects_over_checkpoints(
     """
     bounds = ("class_low", "class_high") if "class_low" in compared else ("low", "high")
     series = schema.series_dim(compared, dim)
-    _require(compared, ("difference", *bounds), (series, "map", "method"))
-    compared = compared if "method" in compared.dims else compared.expand_dims("method")
+    _require(compared, ("difference", *bounds), (series, "map", "attribution"))
+    compared = compared if "attribution" in compared.dims else compared.expand_dims("attribution")
     at = np.asarray(compared[series]) if series in compared.coords else np.arange(compared.sizes[series])
     names = short_sets(compared)
     with styled():
-        figure = _figure(figure, (4.6 * compared.sizes["method"] + 1.6, 3.6))
-        axes = figure.subplots(1, compared.sizes["method"], sharex=True, sharey=True, squeeze=False)[0]
+        figure = _figure(figure, (4.6 * compared.sizes["attribution"] + 1.6, 3.6))
+        axes = figure.subplots(1, compared.sizes["attribution"], sharex=True, sharey=True, squeeze=False)[0]
         for i, ax in enumerate(axes):
-            one = compared.isel(method=i).transpose("map", series, ...)
-            ax.set_title(method_name(one["method"].item()) if "method" in one.coords else "")
+            one = compared.isel(attribution=i).transpose("map", series, ...)
+            ax.set_title(method_name(one["attribution"].item()) if "attribution" in one.coords else "")
             ax.axhline(0, color=GREY, linewidth=0.9)
             for row, name in enumerate(names):
                 colour, marker = COLOURS[row % len(COLOURS)], MARKERS[row % len(MARKERS)]
@@ -363,7 +365,7 @@ def _rows(compared: xr.Dataset) -> tuple[list[float], list[str], dict[float, str
 def _bands(ax: Axes, one: xr.Dataset, draws: xr.DataArray | None, places: list[float]) -> None:
     if draws is None:
         return
-    drawn = draws.sel({"method": one["method"].item()}) if "method" in draws.dims else draws
+    drawn = draws.sel({"attribution": one["attribution"].item()}) if "attribution" in draws.dims else draws
     known = [str(name) for name in drawn["map"].values]
     for name, place in zip(one["map"].values, places):
         if str(name) not in known:

@@ -64,7 +64,7 @@ def attribution_panels(
 
     Parameters
     ----------
-    one : Dataset over (map, method, …)
+    one : Dataset over (map, attribution, …)
         The opened attributions cube at one checkpoint and one sample, with `full_map`, or `reduced_mass` and
         `reduced_scale`; `patch`, `log_prob` and `masked_log_prob` where there are any.
     image : (H, W, C) uint8
@@ -93,12 +93,12 @@ def attribution_panels(
             raise SchemaError(f"there is no map {name!r}; {nearest(name, names)}")
     one = one.isel(map=[names.index(WHOLE), names.index(filtered)]).load()
     heat = mass_of(one)
-    both = np.asarray(heat.notnull().all([d for d in heat.dims if d != "method"]))
+    both = np.asarray(heat.notnull().all([d for d in heat.dims if d != "attribution"]))
     if not both.any():
         raise MissingMeasurementError(f"no method has pixels of {filtered!r}; name another set")
-    one, heat = one.isel(method=both), heat.isel(method=both)
+    one, heat = one.isel(attribution=both), heat.isel(attribution=both)
     ground = _ground(image)
-    methods = one.sizes["method"]
+    methods = one.sizes["attribution"]
     called = ("all units", cut(filtered, 30))
     titles = ("image", *(f"map of\n{name}" for name in called))
     titles += tuple(f"without the top {kind}\nof {name}" for kind in ("pixels", "patches") for name in called)
@@ -106,11 +106,11 @@ def attribution_panels(
         figure = _figure(figure, panels_size(one))
         grid = figure.subplots(methods, 7, squeeze=False)
         for row, axes in enumerate(grid):
-            drawn = one.isel(method=row)
-            values = [np.asarray(heat.isel(method=row, map=at), np.float64) for at in range(2)]
+            drawn = one.isel(attribution=row)
+            values = [np.asarray(heat.isel(attribution=row, map=at), np.float64) for at in range(2)]
             norm = Normalize(0, _top(values))
             picture(axes[0], image)
-            axes[0].set_ylabel(method_name(drawn["method"].item()), fontsize=10, fontweight="bold", color=INK)
+            axes[0].set_ylabel(method_name(drawn["attribution"].item()), fontsize=10, fontweight="bold", color=INK)
             _below(axes[0], [_probability(drawn)])
             for at in range(2):
                 drawn_map = drawn.isel(map=at)
@@ -140,7 +140,7 @@ def attribution_panels(
 
 def panels_size(one: xr.Dataset) -> tuple[float, float]:
     """Return width and height in inches that `attribution_panels` needs."""
-    return 7 * _SIDE + 1.0, 0.75 + one.sizes["method"] * (_SIDE + _WORDS)
+    return 7 * _SIDE + 1.0, 0.75 + one.sizes["attribution"] * (_SIDE + _WORDS)
 
 
 def cluster_overlays(
@@ -158,7 +158,7 @@ def cluster_overlays(
 
     Parameters
     ----------
-    one : Dataset over (map, method, …)
+    one : Dataset over (map, attribution, …)
         The opened attributions cube at one checkpoint and one sample, with `full_map`, or `reduced` and
         `reduced_scale`; `total`, `output` and `baseline_output` where there are any.
     image : (H, W, C) uint8
@@ -181,10 +181,10 @@ def cluster_overlays(
     MissingMeasurementError
         If no pixels of the maps were kept of this sample.
     """
-    methods = texts(one["method"])
+    methods = texts(one["attribution"])
     if method not in methods:
         raise SchemaError(f"there is no method {method!r}; {nearest(method, methods)}")
-    one = one.isel(method=methods.index(method))
+    one = one.isel(attribution=methods.index(method))
     parts = parts_of(one, clustering)
     names = texts(one["map"])
     maps = np.asarray(signed_of(one.isel(map=[names.index(WHOLE), *parts]).load()), np.float64)
@@ -308,7 +308,7 @@ def _shares(one: xr.Dataset, parts: Sequence[int]) -> Array:
     """Return the share of the change that goes through each cluster; NaN where it is not known."""
     if (
         not {"total", "output", "baseline_output"} <= set(map(str, one.data_vars))
-        or str(one["method"].item()) != INTEGRAL
+        or str(one["attribution"].item()) != INTEGRAL
     ):
         return np.full(len(parts), np.nan)
     change = float(one["output"] - one["baseline_output"])

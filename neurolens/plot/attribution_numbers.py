@@ -41,30 +41,30 @@ class AttributionNumbers:
         What was taken away: ``patch``, or ``pixel``.
     top1, top5 : share
         Accuracy on these images; NaN without labels.
-    effects : Dataset by kind, over (map, method)
+    effects : Dataset by kind, over (map, attribution)
         What `neurolens.attribution.compare` says of the drop of the probability: ``without`` of the sets without a
         cluster, ``only`` of clusters alone. A kind that was not measured is absent.
     focus : str
         Name of the set that is looked at closely; empty where there is none.
     clustering : (str, str)
         Its layer and clustering; empty where there is none.
-    observed, draws : (map, method), (map, draw, method)
+    observed, draws : (map, attribution), (map, draw, attribution)
         Mean differences of the sets that have controls, and of these; None where there are none.
-    control : Dataset (map, method)
+    control : Dataset (map, attribution)
         What `neurolens.attribution.control` returns of them, two-sided; None where there are none.
-    classes : Dataset (class, method)
+    classes : Dataset (class, attribution)
         What `neurolens.attribution.per_class` returns of the focus, classes by name; None without labels.
-    curves : Dataset (sample, map, method, share)
+    curves : Dataset (sample, map, attribution, share)
         `deletion` and `insertion` of the whole, the focus and its cluster; None where they were not measured.
     shares : (sample, map)
         Share of the change of the output through each cluster of the clustering, by Integrated Gradients; None where
         these were not measured.
     gap, change : (sample)
         What the steps of the integral leave, and the change; None as above.
-    norms : (sample, map, method), cosine : (map, other, method)
+    norms : (sample, map, attribution), cosine : (map, other, attribution)
         Shares of the norms of the clusters, and cosines between their maps, mean over images; None where there is no
         clustering.
-    over : Dataset (series, map, method)
+    over : Dataset (series, map, attribution)
         What `compare` says of the sets of the clustering at every checkpoint; None where there is one only.
     notes : tuple of str
         What is missing, in words.
@@ -130,7 +130,7 @@ def attribution_numbers(
     last = ds.isel({series: int(places[-1])})
     if "log_prob" in last:
         last = last.isel(sample=np.flatnonzero(np.asarray(last["log_prob"].notnull())))
-    described = [name for name in ("map", "method", *_OF_MAP) if name in last.coords]
+    described = [name for name in ("map", "attribution", *_OF_MAP) if name in last.coords]
     last = last.assign_coords({name: (last[name].dims, held(last[name])) for name in described})
     notes: list[str] = []
     if len(places) < ds.sizes[series]:
@@ -201,7 +201,7 @@ def _accuracy(last: xr.Dataset) -> dict[str, float]:
 
 
 def _drops(ds: xr.Dataset) -> tuple[xr.DataArray | None, Level]:
-    """Return how far the probability falls without the highest entries, (…, sample, map, method), and of which."""
+    """Return how far the probability falls without the highest entries, (…, sample, map, attribution), and of which."""
     if not {"log_prob", "masked_log_prob"} <= set(map(str, ds.data_vars)):
         return None, LEVEL
     level: Level = LEVEL if LEVEL in texts(ds["level"]) else "pixel"
@@ -224,9 +224,9 @@ def _effects(drops: xr.DataArray, resamples: int, seed: int) -> dict[str, Any]:
     found = {}
     for kind, kinds in KINDS.items():
         some, whole = _of_kind(drops, kinds)
-        some = some.isel(method=np.asarray(some.notnull().any(["sample", "map"])))  # captum's know the whole only
-        if some.sizes["map"] and some.sizes["method"]:
-            whole = whole.sel({"method": some["method"]})
+        some = some.isel(attribution=np.asarray(some.notnull().any(["sample", "map"])))  # captum's know the whole only
+        if some.sizes["map"] and some.sizes["attribution"]:
+            whole = whole.sel({"attribution": some["attribution"]})
             options: dict[str, Any] = {"classes": _by(drops), "bootstrap": resamples, "flips": resamples, "seed": seed}
             found[kind] = compare(some, whole, **options)
     return {"effects": found}
@@ -238,7 +238,7 @@ def _controls(drops: xr.DataArray) -> dict[str, Any]:
     _, whole = _of_kind(drops, ())
     observed, draws = (array.mean("sample") for array in split_controls(drops - whole))
     known = np.asarray(observed.notnull().any("map"))
-    observed, draws = observed.isel(method=known), draws.isel(method=known)
+    observed, draws = observed.isel(attribution=known), draws.isel(attribution=known)
     found = control(observed, draws, alternative="two-sided")
     return {"observed": observed, "draws": draws, "control": found}
 
@@ -250,7 +250,7 @@ def _classes(drops: xr.DataArray, last: xr.Dataset, focus: str) -> dict[str, Any
     _, whole = _of_kind(drops, ())
     one = drops.isel(map=names.index(focus))
     known = np.asarray(one.notnull().any("sample"))
-    found = per_class(one.isel(method=known), whole.isel(method=known))
+    found = per_class(one.isel(attribution=known), whole.isel(attribution=known))
     if "class" in last.coords:
         called = texts(last["class"])
         numbers = [int(number) for number in found["class"].values]
@@ -276,16 +276,16 @@ def _parts(last: xr.Dataset, clustering: tuple[str, str]) -> dict[str, xr.DataAr
     parts = parts_of(last, clustering)
     found: dict[str, xr.DataArray] = {}
     variables = set(map(str, last.data_vars))
-    if {"total", "output", "baseline_output"} <= variables and INTEGRAL in texts(last["method"]):
-        at = {"map": parts, "method": texts(last["method"]).index(INTEGRAL)}
+    if {"total", "output", "baseline_output"} <= variables and INTEGRAL in texts(last["attribution"]):
+        at = {"map": parts, "attribution": texts(last["attribution"]).index(INTEGRAL)}
         found["shares"] = score_of(last, "completeness_share").isel(at, drop=True).load().transpose("sample", "map")
         found["gap"] = score_of(last, "gap").load()
         found["change"] = (last["output"] - last["baseline_output"]).load()
     if {"norm", "total", "dot", "reconstruction_error"} <= variables:
         made = decompose(last.isel(map=parts))[["norm_share", "cosine"]].load()
         mates = made["cosine"].sel(mate=held(last["cluster"])[parts].tolist())
-        found["norms"] = made["norm_share"].transpose("sample", "map", "method")
-        found["cosine"] = mates.mean("sample").rename(mate="other").transpose("map", "other", "method")
+        found["norms"] = made["norm_share"].transpose("sample", "map", "attribution")
+        found["cosine"] = mates.mean("sample").rename(mate="other").transpose("map", "other", "attribution")
     return found
 
 
@@ -299,7 +299,9 @@ def _over(ds: xr.Dataset, clustering: tuple[str, str], level: str, resamples: in
             drops, _ = _drops(ds.isel(map=[names.index(WHOLE), *some]).sel(level=[level]))
             assert drops is not None
             drops = drops.load()
-            drops = drops.isel(method=np.asarray(drops.isel(map=1).notnull().any(["sample", schema.series_dim(drops)])))
+            drops = drops.isel(
+                attribution=np.asarray(drops.isel(map=1).notnull().any(["sample", schema.series_dim(drops)]))
+            )
             rest, whole = drops.isel(map=slice(1, None)), drops.isel(map=0, drop=True)
             return compare(rest, whole, classes=_by(drops), bootstrap=resamples, flips=0, seed=seed)
     return None

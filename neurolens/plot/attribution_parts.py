@@ -46,7 +46,7 @@ def perturbation_lines(
 
     Parameters
     ----------
-    curves : Dataset over (sample, map, share) or (sample, map, method, share)
+    curves : Dataset over (sample, map, share) or (sample, map, attribution, share)
         `deletion`, `insertion`, or one of them. Images that lack a number anywhere are left out.
     dim
         That of the images.
@@ -65,19 +65,19 @@ def perturbation_lines(
     kinds = [name for name in ("deletion", "insertion") if name in curves]
     if not kinds:
         raise SchemaError(f"found {sorted(map(str, curves.data_vars))}, and 'deletion' or 'insertion' is drawn")
-    more = {str(d) for name in kinds for d in curves[name].dims} - {dim, "map", "method", "share"}
+    more = {str(d) for name in kinds for d in curves[name].dims} - {dim, "map", "attribution", "share"}
     if more:
         raise SchemaError(f"found dims {sorted(more)} besides; select along them, e.g. one checkpoint")
-    curves = curves[kinds] if "method" in curves.dims else curves[kinds].expand_dims("method")
+    curves = curves[kinds] if "attribution" in curves.dims else curves[kinds].expand_dims("attribution")
     names = short_sets(curves)
     shares = np.asarray(curves["share"], np.float64)
     with styled():
         figure = _figure(figure, lines_size(curves))
-        grid = figure.subplots(curves.sizes["method"], len(kinds), sharex=True, sharey=True, squeeze=False)
+        grid = figure.subplots(curves.sizes["attribution"], len(kinds), sharex=True, sharey=True, squeeze=False)
         for row, axes in enumerate(grid):
             for ax, kind in zip(axes, kinds):
-                one = curves[kind].isel(method=row).transpose(dim, "map", "share")
-                said = f"{method_name(one['method'].item())}: " if "method" in one.coords else ""
+                one = curves[kind].isel(attribution=row).transpose(dim, "map", "share")
+                said = f"{method_name(one['attribution'].item())}: " if "attribution" in one.coords else ""
                 ax.set_title(f"{said}{kind}")
                 _lines(ax, np.asarray(one, np.float64), shares, names)
                 ax.set_ylim(bottom=0)
@@ -94,7 +94,7 @@ def perturbation_lines(
 def lines_size(curves: xr.Dataset) -> tuple[float, float]:
     """Return width and height in inches that `perturbation_lines` needs."""
     kinds = sum(name in curves for name in ("deletion", "insertion"))
-    return 4.7 * max(1, kinds), 0.4 + 3.2 * curves.sizes.get("method", 1)
+    return 4.7 * max(1, kinds), 0.4 + 3.2 * curves.sizes.get("attribution", 1)
 
 
 def _lines(ax: Axes, values: Array, shares: Array, names: Sequence[str]) -> None:

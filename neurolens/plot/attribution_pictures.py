@@ -83,7 +83,7 @@ def strongest(compared: xr.Dataset) -> tuple[str, str, float]:
     size = abs(compared["difference"]).fillna(-1.0)
     place = np.unravel_index(int(np.argmax(np.asarray(size))), size.shape)
     one = compared.isel({d: int(i) for d, i in zip(size.dims, place)})
-    return str(one["map"].item()), str(one["method"].item()), float(one["difference"])
+    return str(one["map"].item()), str(one["attribution"].item()), float(one["difference"])
 
 
 def remarkable(compared: xr.Dataset) -> tuple[int, int]:
@@ -100,7 +100,11 @@ def _grids(given: AttributionNumbers) -> list[Picture]:
         sure, cells = remarkable(compared)
         name, method, difference = strongest(compared)
         how = "whole classes flipped" if given.by_class else "images flipped"
-        what = "Filters by how faithful their maps are" if kind == "without" else "Clusters alone, by how faithful"
+        what = (
+            "Filters by how faithful their maps are"
+            if kind == "without"
+            else "Clusters alone by how faithful their maps are"
+        )
         images = f"{int(compared['n'].max()):,} images"
         caption = (
             f"At {given.where}, {images}. {sure} of {cells} differences are below p = {ALPHA:g} "
@@ -141,7 +145,7 @@ def _classes(given: AttributionNumbers) -> list[Picture]:
 def _over(given: AttributionNumbers) -> list[Picture]:
     if given.over is None:
         return []
-    figure = new_figure((4.4 * given.over.sizes["method"] + 2.2, 3.6))
+    figure = new_figure((4.4 * given.over.sizes["attribution"] + 2.2, 3.6))
     effects_over_checkpoints(given.over, label=drop_label(given), figure=figure)
     whose = "whole classes" if "class_low" in given.over else "images"
     caption = (
@@ -182,7 +186,7 @@ def _completeness(given: AttributionNumbers) -> list[Picture]:
 def _decomposition(given: AttributionNumbers) -> list[Picture]:
     if given.norms is None:
         return []
-    methods = [str(name) for name in given.norms["method"].values]
+    methods = [str(name) for name in given.norms["attribution"].values]
     method = next((name for name in (*ADDITIVE, *methods) if name in methods), methods[0])
     at = methods.index(method)
     figure = new_figure((10.6, 3.7))
@@ -190,10 +194,12 @@ def _decomposition(given: AttributionNumbers) -> list[Picture]:
     ratios = [1.4, 1] if cosine is not None else [1]
     grid = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
     cluster_shares(
-        given.norms.isel(method=at, drop=True), given.shares if method == "integrated_gradients" else None, ax=grid[0]
+        given.norms.isel(attribution=at, drop=True),
+        given.shares if method == "integrated_gradients" else None,
+        ax=grid[0],
     )
     if cosine is not None:
-        cosine_heatmap(cosine.isel(method=at, drop=True), ax=grid[1])
+        cosine_heatmap(cosine.isel(attribution=at, drop=True), ax=grid[1])
     caption = (
         f"Maps of {method_name(method)} through {'/'.join(given.clustering)} at {given.where}. A large norm is no "
         "large contribution: norms do not add up, completeness does."
@@ -208,9 +214,9 @@ def panel_samples(given: AttributionNumbers, count: int) -> list[int]:
     if not has_pixels(last):
         return []
     if "reduced_scale" in last:
-        known = last["reduced_scale"].isel(map=0, method=0).notnull()
+        known = last["reduced_scale"].isel(map=0, attribution=0).notnull()
     else:
-        known = last["full_map"].isel(map=0, method=0, channel=0, y=0, x=0).notnull()
+        known = last["full_map"].isel(map=0, attribution=0, channel=0, y=0, x=0).notnull()
     kept = np.flatnonzero(np.asarray(known))
     taken = np.linspace(0, max(len(kept) - 1, 0), min(count, len(kept)), dtype=int)
     return [int(place) for place in kept[taken]]
@@ -243,7 +249,7 @@ def image_pictures(given: AttributionNumbers, shown: ShownImages, count: int = P
             )
             title = f"Maps with and without the filter, image {place}"
             drawn.append(Picture(f"attribution_panels_{place}", title, caption, f"Images. {caption}", figure))
-        methods = [str(method) for method in one["method"].values]
+        methods = [str(method) for method in one["attribution"].values]
         method = next((m for m in ADDITIVE if m in methods), "")
         if given.clustering[0] and method:
             number = 0 if given.norms is None else given.norms.sizes["map"]
@@ -264,7 +270,7 @@ def _how_exact(one: xr.Dataset) -> str:
 
 
 def _has_full(one: xr.Dataset) -> bool:
-    return bool(one["full_map"].isel(map=0, method=0, channel=0, y=0, x=0).notnull())
+    return bool(one["full_map"].isel(map=0, attribution=0, channel=0, y=0, x=0).notnull())
 
 
 def _said(one: xr.Dataset) -> str:

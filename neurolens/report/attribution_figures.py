@@ -95,14 +95,14 @@ def effect_table(given: AttributionNumbers, kind: str = "without") -> FigureTabl
     p = compared["class_p_max_t" if by_class else "p_max_t"]
     lines = []
     for row in range(compared.sizes["map"]):
-        for column in range(compared.sizes["method"]):
-            one = compared.isel(map=row, method=column)
+        for column in range(compared.sizes["attribution"]):
+            one = compared.isel(map=row, attribution=column)
             kept = int(one["kept"]) if "kept" in one.coords else -1
-            cells = [str(one["map"].item()), f"{kept:,}" if kept >= 0 else "", method_name(one["method"].item())]
+            cells = [str(one["map"].item()), f"{kept:,}" if kept >= 0 else "", method_name(one["attribution"].item())]
             cells += [f"{float(one['baseline_mean']):.4f}", f"{float(one['difference']):+.4f}"]
             cells.append(_range(one["low"], one["high"]))
             cells += [_range(one["class_low"], one["class_high"])] if by_class else []
-            cells += [f"{float(one['d_z']):+.2f}", _p(p.isel(map=row, method=column)), _random(given, one)]
+            cells += [f"{float(one['d_z']):+.2f}", _p(p.isel(map=row, attribution=column)), _random(given, one)]
             lines.append(tuple(cells))
     images = int(compared["n"].max())
     what = "Units without a cluster" if kind == "without" else "Clusters alone"
@@ -187,11 +187,11 @@ def _interval(given: AttributionNumbers) -> list[Fact]:
         return []
     one = compared.isel(map=compared["map"].values.tolist().index(given.focus))
     words = []
-    for column in range(one.sizes["method"]):
-        cell = one.isel(method=column)
+    for column in range(one.sizes["attribution"]):
+        cell = one.isel(attribution=column)
         whole = f", whole classes drawn {_range(cell['class_low'], cell['class_high'])}" if "class_low" in cell else ""
         words.append(
-            f"{method_name(cell['method'].item())} {float(cell['difference']):+.4f}: images drawn "
+            f"{method_name(cell['attribution'].item())} {float(cell['difference']):+.4f}: images drawn "
             f"{_range(cell['low'], cell['high'])}{whole}"
         )
     why = " Images of one class are alike, so intervals that draw them one by one are too narrow." if whole else ""
@@ -206,8 +206,8 @@ def _control(given: AttributionNumbers) -> list[Fact]:
     for row in range(given.control.sizes["map"]):
         one = given.control.isel(map=row)
         each = [
-            f"{method_name(one['method'].values[i])} p = {float(one['p'].isel(method=i)):.3g}"
-            for i in range(one.sizes["method"])
+            f"{method_name(one['attribution'].values[i])} p = {float(one['p'].isel(attribution=i)):.3g}"
+            for i in range(one.sizes["attribution"])
         ]
         words.append(f"{one['map'].item()}: {', '.join(each)}")
     limit = f"With R = {draws} random sets of as many units no two-sided p is below {2 / (draws + 1):.2g}."
@@ -241,9 +241,9 @@ def _random(given: AttributionNumbers, one: xr.Dataset) -> str:
     if given.control is None or one["map"].item() not in _values(given.control, "map"):
         return ""
     own = given.control["p"].sel(map=one["map"].item())
-    if one["method"].item() not in _values(given.control, "method"):
+    if one["attribution"].item() not in _values(given.control, "attribution"):
         return ""
-    return _p(own.sel({"method": one["method"].item()}))
+    return _p(own.sel({"attribution": one["attribution"].item()}))
 
 
 def _values(ds: xr.Dataset, name: str) -> Sequence[Any]:
