@@ -6,6 +6,7 @@ from functools import partial
 import xarray as xr
 
 from neurolens import detectors, dormancy_summary, rows
+from neurolens.attribution.reading import accuracy, score_of, texts
 from neurolens.study import Effects, Study
 
 LAST = 5
@@ -20,6 +21,8 @@ def key_figures(study: Study, plan: rows.Plan, summary: str) -> str:
         "samples": _of_samples,
         "units": _of_units,
         "concepts": partial(_of_concepts, effects=study.effects),
+        "clusters": _of_clusters,
+        "attributions": _of_attributions,
     }
     if plan.cube not in tables:
         return "\n".join(lines)
@@ -68,6 +71,54 @@ def _of_concepts(ds: xr.Dataset, series: str, effects: Effects | None) -> list[s
     )
     words = f"units, of {last.sizes['unit']}, that detect a concept: IoU of {rule.tau:g}, {rule.reading} reading"
     return ["", words, *_table((series, *names, "all", "different concepts"), lines)]
+
+
+def _of_clusters(ds: xr.Dataset, series: str) -> list[str]:
+    """Say how large clusters are, and how far apart, at the last checkpoint."""
+    from neurolens.clusters import cluster_summary, clusters_of
+
+    if not ds["measured"].any() or "unit_cluster" not in ds:
+        return []
+    last = ds.isel({series: ds["measured"].values}).isel({series: slice(-1, None)})
+    found = cluster_summary(last[["rate", "mean", "variance"]], clusters_of(last)).isel({series: 0})
+    header = ("layer", *(f"k = {k}" for k in found["k"].values))
+    lines = []
+    for layer in found["layer"].values.tolist():
+        cells = []
+        for k in found["k"].values.tolist():
+            one = found.sel(layer=layer, k=k)
+            sizes = " + ".join(f"{int(size)}" for size in one["size"].values if size == size)  # NaN: no such cluster
+            cells.append(f"{sizes}; {float(one['silhouette']):.2f}")
+        lines.append((layer, *cells))
+    words = f"units of each cluster at {series} {last[series].item()}, and mean silhouette"
+    return ["", words, *_table(header, lines)]
+
+
+def _of_attributions(ds: xr.Dataset, series: str) -> list[str]:
+    """Say what maps and filters are worth at the last checkpoints; accuracy is that of the network, whatever filter."""
+    if not ds["measured"].any():
+        return []
+    last = ds.isel({series: ds["measured"].values}).isel({series: slice(-LAST, None)})
+    columns: dict[str, list[str]] = {}
+    if "label_rank" in last:
+        for n in (1, 5):
+            found = accuracy(last, top=(n,))["accuracy"].isel(top=0)
+            columns[f"top-{n} accuracy"] = [f"{share:.2%}" for share in found.values]
+    if {"log_prob", "masked_log_prob"} <= set(map(str, last.data_vars)) and "patch" in texts(last["level"]):
+        drop = score_of(last, "drop").mean("sample")
+        kinds = {"all units": ("whole",), "without a cluster": ("without", "union"), "a cluster alone": ("only",)}
+        for words, some in kinds.items():
+            places = [i for i, kind in enumerate(texts(last["kind"])) if kind in some]
+            mean = drop.isel(map=places).mean("map").transpose("attribution", series)
+            for method, values in zip(texts(last["attribution"]), mean.values if places else ()):
+                columns[f"{words}, {method}"] = [f"{value:.4f}" for value in values]
+    if not columns:
+        return []
+    words = (
+        f"mean drop of the probability without the top patches, through sets of units, {last.sizes['sample']} images"
+    )
+    lines = ((p, *row) for p, row in zip(last[series].values, zip(*columns.values())))
+    return ["", words, *_table((series, *columns), lines)]
 
 
 def _table(header: tuple[str, ...], lines: Iterable[tuple[object, ...]]) -> list[str]:
