@@ -68,6 +68,11 @@ def vision_transformer():
     return network
 
 
+def squeeze_net():
+    torch.manual_seed(0)
+    return torchvision.models.squeezenet1_1(num_classes=5).eval()
+
+
 def pictures(n=2, side=32, seed=3):
     return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(seed))
 

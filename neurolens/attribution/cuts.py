@@ -124,8 +124,10 @@ class Through:
         )
         return self._or_zeros(found)
 
-    def parts(self, vectors: Sequence[tuple[int, Tensor]], rows: int, constants: Constants) -> Iterator[Piece]:
-        """Do so for several pairs of a cut and units, following up to so many gradients at once."""
+    def parts(
+        self, vectors: Sequence[tuple[int, Tensor]], rows: int, constants: tuple[Constants, Constants]
+    ) -> Iterator[Piece]:
+        """Do so for several pairs of a cut and units, following up to so many gradients at once, as `Descent` does."""
         descent = Descent(self._points, self._edges, self._tops, constants)
         yield from descent.through([(cut, self._along(cut, units)) for cut, units in vectors], rows)
 
@@ -246,7 +248,7 @@ def _together(
     run: Through, vectors: Sequence[tuple[int, Tensor]], parts: Sequence[Tensor], whole: Tensor, peak: "Peak"
 ) -> Together | None:
     """Follow gradients back one by one and all at once: what that takes, if they are the same as without."""
-    constants, peaks, kept = Constants(whole.dtype), [], peak.held
+    constants, peaks, kept = (Constants(whole.dtype),) * 2, [], peak.held
     with torch.no_grad():
         for rows in (1, len(vectors)):
             peak.nbytes = kept

@@ -5,7 +5,7 @@ more of them the lower it gets, and each operation is followed back once for all
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,10 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from neurolens.attribution.jacobians import Constants, Rows, Step, add, back, empty, is_fixed, scale_of, signed
+
+_DEPTH = 40
+"""How many convolutions and matrix products next to the points are followed in another type, at most. What they round
+adds up with depth, and in most networks those further up are the cheap ones."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,19 @@ class Piece:
     factor : (P, …), optional
         Still to be multiplied with.
     stem
-        Operations from here to the points: applied by `finished`, after points are summed up.
+        Operations from here to the points: applied after points are summed up.
+    rest
+        Places of vectors through whose rest these gradients go: they are taken from the whole.
+    whole
+        Gradient through all units, for those.
     """
 
     vectors: Sequence[int]
     values: Tensor
     factor: Tensor | None = None
     stem: Sequence[Step] = ()
+    rest: list[int] = field(default_factory=list)
+    whole: Tensor | None = None
 
     def summed(self, begin: int, end: int, weights: Tensor) -> Tensor:
         """Return the weighted sum over some of the points, with respect to the sample, (vector, …)."""
@@ -41,12 +51,19 @@ class Piece:
         for point, weight in zip(range(begin, end), weights, strict=True):
             values = self.values[:, point].to(weights.dtype)
             out.addcmul_(values, weight if self.factor is None else weight * self._factor(point))
-        return self._finished(out)
+        out = self._finished(out)
+        if self.whole is not None:
+            out[self.rest] = torch.tensordot(weights, self.whole[begin:end].to(out.dtype), dims=1) - out[self.rest]
+        return out
 
     def at(self, point: int) -> Tensor:
         """Return the gradients at one point, (vector, …)."""
         values = self.values[:, point]
-        return self._finished(values if self.factor is None else values * self._factor(point))
+        out = self._finished(values if self.factor is None else values * self._factor(point))
+        if self.whole is not None:
+            out = out.to(self.whole.dtype, copy=True)
+            out[self.rest] = self.whole[point] - out[self.rest]
+        return out
 
     def _factor(self, point: int) -> Tensor:
         assert self.factor is not None
@@ -75,20 +92,25 @@ class Descent:
     tops
         Gradients with respect to what the cuts put out; None where there is none.
     constants
-        In the type in which gradients are followed.
+        In the type in which gradients are followed near the points, and that of the points.
     """
 
     def __init__(
-        self, points: Tensor, cuts: Sequence[GradientEdge], tops: Sequence[Tensor | None], constants: Constants
+        self,
+        points: Tensor,
+        cuts: Sequence[GradientEdge],
+        tops: Sequence[Tensor | None],
+        constants: tuple[Constants, Constants],
     ) -> None:
         edges = {cut: edge for cut, edge in enumerate(cuts) if tops[cut] is not None}
         places, self._steps = _ordered([edge.node for edge in edges.values()], get_gradient_edge(points).node)
-        self._points, self._tops, self._constants = points, tops, constants
+        self._points, self._tops, (self._near, self._far) = points, tops, constants
         self._place = {cut: places[edge.node] for cut, edge in edges.items()}
         self._cuts: dict[int, list[tuple[int, int]]] = {}
         for cut, edge in edges.items():
             self._cuts.setdefault(places[edge.node], []).append((cut, edge.output_nr))
-        if constants.dtype != points.dtype:
+        self._turn = 0 if self._near.dtype == points.dtype else self._turning()
+        if self._near.dtype != points.dtype:
             self._merge()
         self._stem = self._linear()
 
@@ -115,11 +137,14 @@ class Descent:
         """Follow some gradients down to what is before the stem; say in which order they started."""
         held: dict[tuple[int, int], Rows] = {}
         for at, step in enumerate(self._steps):
+            constants = self._far if at < self._turn else self._near
             given = [held.pop((at, output), None) for output in range(len(step.shapes))]
+            if at == self._turn:
+                given = [rows and Rows(rows.plain().to(constants.dtype)) for rows in given]
             for cut, output in self._cuts.get(at, ()):
                 mine = {n: units for n, (where, units) in vectors.items() if where == cut}
                 if mine:
-                    given[output] = self._started(cut, mine, given[output], len(started))
+                    given[output] = self._started(cut, mine, given[output], len(started), constants)
                     started += mine
             if at == len(self._steps) - 1 - len(self._stem):
                 (found,) = given
@@ -127,16 +152,18 @@ class Descent:
                 return found
             if not any(given) or (step.name == "CatBackward0" and self._split(step, given[0], held)):
                 continue
-            for edge, rows in zip(step.edges, back(step, given, self._constants), strict=True):
+            for edge, rows in zip(step.edges, back(step, given, constants), strict=True):
                 if edge is not None and rows is not None:
                     _take(held, edge[:2], rows)
         raise AssertionError
 
-    def _started(self, cut: int, units: Mapping[int, Tensor], held: Rows | None, first: int) -> Rows:
+    def _started(
+        self, cut: int, units: Mapping[int, Tensor], held: Rows | None, first: int, constants: Constants
+    ) -> Rows:
         """Return the gradients that arrive at a cut, and after them those that start there."""
         top = self._tops[cut]
         assert top is not None
-        out = empty(first + len(units), top, self._constants.dtype)
+        out = empty(first + len(units), top, constants.dtype)
         above = 0 if held is None else len(held.values)
         if held is not None:
             out[:above] = held.plain()
@@ -181,6 +208,17 @@ class Descent:
                     uses[edge[0]] += 1
         return uses
 
+    def _turning(self) -> int:
+        """Return the first step that all gradients pass and that has few enough operations with weights behind it."""
+        weighted = [step.name in ("ConvolutionBackward0", "AddmmBackward0") for step in self._steps]
+        furthest, behind = 0, sum(weighted)
+        for at, step in enumerate(self._steps):
+            if furthest <= at and behind <= _DEPTH:
+                return at
+            behind -= weighted[at]
+            furthest = max([furthest, *(edge[0] for edge in step.edges if edge is not None)])
+        return len(self._steps)
+
     def _merge(self) -> None:
         """Let convolutions of ReLUs of norms apply the norm's scale with their weights: they round once, not twice."""
         uses = self._uses()
@@ -191,7 +229,12 @@ class Descent:
             return edge[0] if edge is not None and alone and self._steps[edge[0]].name == name else None
 
         for at, step in enumerate(self._steps):
-            if step.name != "ConvolutionBackward0" or step.node._saved_groups != 1 or step.node._saved_transposed:
+            if (
+                at < self._turn
+                or step.name != "ConvolutionBackward0"
+                or step.node._saved_groups != 1
+                or step.node._saved_transposed
+            ):
                 continue
             relu = below(step, "ReluBackward0")
             norm = None if relu is None else below(self._steps[relu], "NativeBatchNormBackward0")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 
 @dataclass
@@ -145,22 +146,41 @@ def _one_by_one(step: Step, given: Sequence[Rows | None]) -> Sequence[Rows | Non
     """As autograd does it: one gradient after the other, through the node itself."""
     plain = [None if rows is None else rows.plain() for rows in given]
     some = max((values for values in plain if values is not None), key=len)
-    custom = isinstance(step.node, torch.autograd.function.BackwardCFunction)
-    call = step.node.apply if custom else step.node
+    types = [meta.dtype for meta in step.node._input_metadata]
+    through = _by_engine if isinstance(step.node, torch.autograd.function.BackwardCFunction) else _by_call
     out: list[list[Tensor]] = [[] for _ in step.edges]
     for row in range(len(some)):
-        grads: list[Tensor | None] = []
-        for values, meta in zip(plain, step.node._input_metadata, strict=True):
-            if values is not None and row < len(values):
-                grads.append(values[row].to(meta.dtype))
-            else:
-                grads.append(torch.zeros(meta.shape, dtype=meta.dtype, device=some.device) if custom else None)
-        found = call(*grads)
-        for at, (edge, gradient) in enumerate(zip(step.edges, _listed(found, len(step.edges)), strict=True)):
+        grads = [
+            None if values is None or row >= len(values) else values[row].to(dtype)
+            for values, dtype in zip(plain, types, strict=True)
+        ]
+        for at, (edge, gradient) in enumerate(zip(step.edges, through(step, grads), strict=True)):
             if edge is not None:
                 gradient = some.new_zeros(edge[2]) if gradient is None else gradient
                 out[at].append(gradient.sum_to_size(edge[2]).to(some.dtype))
     return [_stacked(gradients) if gradients else None for gradients in out]
+
+
+def _by_call(step: Step, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    found = step.node(*grads)
+    found = found if isinstance(found, tuple | list) else (found,)
+    return [*found, *[None] * (len(step.edges) - len(found))]
+
+
+def _by_engine(step: Step, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """Follow a gradient through a function written in Python, whose node does not say which inputs are tensors."""
+    places = [GradientEdge(*edge) for edge in step.node.next_functions]
+    first = {edge[:2]: at for at, edge in reversed(list(enumerate(step.edges))) if edge is not None}
+    starts = [GradientEdge(step.node, at) for at, gradient in enumerate(grads) if gradient is not None]
+    found = torch.autograd.grad(
+        starts,
+        [places[at] for at in first.values()],
+        grad_outputs=[gradient for gradient in grads if gradient is not None],
+        retain_graph=True,
+        allow_unused=True,
+    )
+    known = dict(zip(first.values(), found, strict=True))
+    return [known.get(at) for at in range(len(step.edges))]
 
 
 def _stacked(gradients: Sequence[Tensor]) -> Rows:
@@ -180,12 +200,6 @@ def empty(count: int, like: Tensor, dtype: torch.dtype) -> Tensor:
 def _layout(tensor: Tensor) -> torch.memory_format:
     last = tensor.ndim == 4 and min(tensor.shape[1], tensor.shape[2:].numel()) > 1 and tensor.stride(1) == 1
     return torch.channels_last if last else torch.contiguous_format
-
-
-def _listed(found: Any, count: int) -> list[Tensor | None]:
-    if not isinstance(found, tuple | list):
-        found = (found,)
-    return [*found, *[None] * (count - len(found))]
 
 
 def _convolution(step: Step, rows: Rows, constants: Constants) -> Sequence[Rows | None] | None:
@@ -244,7 +258,9 @@ def _elementwise(step: Step, rows: Rows, constants: Constants) -> Sequence[Rows 
 def _product(step: Step, rows: Rows, constants: Constants) -> Sequence[Rows | None] | None:
     if not step.only() or step.edges[0] is None or step.edges[0][2] != step.shapes[0]:
         return None
-    return [rows.times(torch.as_tensor(step.node._saved_other).to(rows.values)), None]
+    other = torch.as_tensor(step.node._saved_other).to(rows.values)
+    missing = len(step.shapes[0]) - other.ndim
+    return [rows.times(other.view(*[1] * missing, *other.shape)), None]
 
 
 def _sum(step: Step, rows: Rows, constants: Constants) -> Sequence[Rows | None] | None:
@@ -315,7 +331,7 @@ def _highest(step: Step, rows: Rows, constants: Constants) -> Sequence[Rows | No
         node._saved_padding,
         node._saved_dilation,
         node._saved_ceil_mode,
-        places.expand(len(plain), *places.shape).flatten(0, 1).contiguous(memory_format=_layout(flat)),
+        empty(len(plain), places, places.dtype).copy_(places).flatten(0, 1),
     )
     return [Rows(found.unflatten(0, (len(plain), -1)))]
 
