@@ -1,5 +1,8 @@
 """Orthogonal matching pursuit against scikit-learn, a slow version of it, and the golden numbers of the spec."""
 
+import subprocess
+import sys
+
 import dask
 import dask.array as da
 import numpy as np
@@ -352,3 +355,15 @@ def test_sparse_codes__refuse_infinity():
         sparse_codes(SIGNAL, np.where(np.eye(4, 3, -2) > 0, np.nan, GOLDEN), **ROOM)
     with pytest.raises(NonFiniteError, match="phrase 1 has NaN"):
         prepared(np.array([[1.0, 2], [np.nan, 1]]))
+
+
+def test_sparse_codes__need_neither_torch_nor_scikit_learn():
+    lines = (
+        "import sys, numpy as np",
+        "from neurolens.sparse_codes import describe, reconstruct, sparse_codes, text_span",
+        "from neurolens.pairs import read_phrases",
+        "codes = sparse_codes(np.eye(3), np.eye(3), atoms=2)",
+        "reconstruct(codes, np.eye(3)), describe(codes, 'abc'.split() * 3), text_span(np.eye(3), np.eye(3), atoms=1)",
+        "assert not {'torch', 'sklearn'} & set(sys.modules)",
+    )
+    assert subprocess.run([sys.executable, "-c", "\n".join(lines)]).returncode == 0

@@ -9,6 +9,7 @@ from neurolens.sparse_codes.dictionaries import ROUNDING
 
 Array = npt.NDArray[Any]
 _AT_ONCE = 4096  # atoms whose correlations are held
+_SHRUNK = 0.7  # an atom of which less is left has lost digits when the chosen ones were taken out of it
 _TIE = 8  # units in the last place of the largest correlation there can be, within which the lowest index is chosen
 
 
@@ -37,6 +38,7 @@ def pursue(signals: Array, atoms: Array, count: int, basis: Array | None = None)
 
     References
     ----------
+    Parlett 1998, "The Symmetric Eigenvalue Problem", section 6.9 (when to orthogonalise twice);
     Pati, Rezaiifar and Krishnaprasad 1993, "Orthogonal matching pursuit".
     """
     many, width = signals.shape
@@ -61,12 +63,16 @@ def pursue(signals: Array, atoms: Array, count: int, basis: Array | None = None)
         if not alive.any():
             break
         column, known = atoms[at], orthogonal[:, :step]
-        shares = np.zeros((many, step), dtype)
-        for _ in range(2):  # twice is enough for orthogonality to rounding
-            more = np.matmul(known, column[:, :, None])[:, :, 0]
-            column = column - np.matmul(more[:, None, :], known)[:, 0]
-            shares += more
+        shares = np.matmul(known, column[:, :, None])[:, :, 0]
+        column = column - np.matmul(shares[:, None, :], known)[:, 0]
         length = np.linalg.norm(column, axis=1)
+        again = np.flatnonzero(length < _SHRUNK * lengths[at])
+        if len(again):  # once more is enough for orthogonality to rounding
+            those = known[again]
+            more = np.matmul(those, column[again, :, None])[:, :, 0]
+            column[again] -= np.matmul(more[:, None, :], those)[:, 0]
+            shares[again] += more
+            length[again] = np.linalg.norm(column[again], axis=1)
         alive &= length > ROUNDING * eps * lengths[at]
         column = np.where(alive[:, None], column / np.where(alive, length, 1)[:, None], 0)
         orthogonal[:, step] = column
