@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neurolens.pairs.ablation import ablate, ablation_curve, curve_difference, percentile_mask, zero_shot
     from neurolens.pairs.adapters import check_activation, open_clip_pool, pool_of, state_pool, timm_pool
+    from neurolens.pairs.components import head_components, unit_components
     from neurolens.pairs.measure import scalars
     from neurolens.pairs.norms import dead_pairs, directions, majority, pair_means, pair_norms
     from neurolens.pairs.phrases import (
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
         write_embeddings,
     )
     from neurolens.pairs.pool import Pool, embeddings, resampled
+    from neurolens.pairs.reconstruction import reconstruct
+    from neurolens.pairs.retrieval import inertia, retrieve, sinks, top_images, without_sink
     from neurolens.pairs.strength import strengths, unit_gram, unit_norms
+    from neurolens.pairs.text import heat_maps, logit_attribution, text_scores, top_pairs, top_phrases
     from neurolens.pairs.totals import ScalarTotals
     from neurolens.pairs.writing import along, dead_vectors, factors, pair_vectors, vector_norms
 
@@ -41,7 +45,11 @@ _HOMES = {
     "embed_phrases": "phrases",
     "embeddings": "pool",
     "factors": "writing",
+    "head_components": "components",
+    "heat_maps": "text",
     "imagenet_classes": "phrases",
+    "inertia": "retrieval",
+    "logit_attribution": "text",
     "majority": "norms",
     "open_clip_pool": "adapters",
     "openai_templates": "phrases",
@@ -53,14 +61,23 @@ _HOMES = {
     "read_embeddings": "phrases",
     "read_phrases": "phrases",
     "read_templates": "phrases",
+    "reconstruct": "reconstruction",
     "resampled": "pool",
+    "retrieve": "retrieval",
     "scalars": "measure",
+    "sinks": "retrieval",
     "state_pool": "adapters",
     "strengths": "strength",
+    "text_scores": "text",
     "timm_pool": "adapters",
+    "top_images": "retrieval",
+    "top_pairs": "text",
+    "top_phrases": "text",
+    "unit_components": "components",
     "unit_gram": "strength",
     "unit_norms": "strength",
     "vector_norms": "writing",
+    "without_sink": "retrieval",
     "write_embeddings": "phrases",
     "zero_shot": "ablation",
 }
@@ -80,7 +97,11 @@ __all__ = [
     "embed_phrases",
     "embeddings",
     "factors",
+    "head_components",
+    "heat_maps",
     "imagenet_classes",
+    "inertia",
+    "logit_attribution",
     "majority",
     "open_clip_pool",
     "openai_templates",
@@ -92,14 +113,23 @@ __all__ = [
     "read_embeddings",
     "read_phrases",
     "read_templates",
+    "reconstruct",
     "resampled",
+    "retrieve",
     "scalars",
+    "sinks",
     "state_pool",
     "strengths",
+    "text_scores",
     "timm_pool",
+    "top_images",
+    "top_pairs",
+    "top_phrases",
+    "unit_components",
     "unit_gram",
     "unit_norms",
     "vector_norms",
+    "without_sink",
     "write_embeddings",
     "zero_shot",
 ]

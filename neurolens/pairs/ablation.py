@@ -74,7 +74,7 @@ def ablate(
         If there is no mask or it is of other pairs, or the factors are.
     """
     cube, fixed = matched(scalar, factors)
-    keep = _checked_mask(mask, cube)
+    keep = checked_mask(mask, cube)
     offset = centred(cube, mean)
     return written(offset.where(keep, offset.dtype.type(0)), fixed) + mean_embedding(cube, fixed, mean)
 
@@ -260,7 +260,7 @@ def _intervals(values: Array, bootstrap: int, confidence: float, seed: int) -> t
     return ("share", low), ("share", high)
 
 
-def _checked_mask(mask: Any, cube: xr.DataArray) -> xr.DataArray:
+def checked_mask(mask: Any, cube: xr.DataArray) -> xr.DataArray:
     if (
         not isinstance(mask, xr.DataArray)
         or mask.dtype != bool

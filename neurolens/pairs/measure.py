@@ -189,7 +189,7 @@ def _labelled(pool: Pool, cubes: dict[str, Array], others: dict[str, Array], map
         "completeness": {"long_name": "their distance to the embedding, over its length", "units": "1"},
         "attention": {"long_name": "attention of token 0", "units": "1"},
     }
-    out = xr.Dataset(attrs={"grid": list(pool.grid)})
+    out = xr.Dataset(attrs={"grid": list(pool.grid), "token": "mean" if pool.class_token is None else "learned"})
     for name, values in cubes.items():
         out[name] = (("sample", "unit", "head"), values.transpose(0, 2, 1), attrs[name])
     for name, values in others.items():
