@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import dask
-import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
@@ -12,20 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import SparseCoder
 from sklearn.linear_model import orthogonal_mp
+from sparse_code_cases import problem
 
 from neurolens.errors import NonFiniteError, SchemaError
-from neurolens.sparse_codes import code_blocks, prepared, pursuit, reconstruct, sparse_codes
+from neurolens.sparse_codes import prepared, pursuit, reconstruct, sparse_codes
 
 PLAIN = {"norm": None, "centre": False}
 GOLDEN = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.6, 0.8, 0]])
 SIGNAL = np.array([1, 2, 0.5])
-
-
-def problem(seed, signals=5, phrases=40, features=12, dtype=np.float64):
-    random = np.random.default_rng(seed)
-    mixed = random.normal(size=(features, features)) + np.eye(features)
-    dictionary = random.normal(size=(phrases, features)) @ mixed + random.normal(size=features)
-    return random.normal(size=(signals, features)).astype(dtype), dictionary.astype(dtype)
 
 
 def dense(codes, phrases):
@@ -216,70 +208,6 @@ def test_sparse_codes__keep_dims_and_coordinates():
     xr.testing.assert_equal(single["index"].drop_vars(["head", "unit", "layer"]), flat["index"][0])
 
 
-def test_sparse_codes__read_lazy_signals_a_block_at_a_time():
-    signals, dictionary = problem(4, signals=12)
-    asked = []
-
-    def made(block_info=None):
-        first = block_info[None]["array-location"][0]
-        asked.append(first[0])
-        return signals[slice(*first)]
-
-    lazy = xr.DataArray(
-        da.map_blocks(made, chunks=((4, 4, 4), (12,)), dtype=signals.dtype, meta=np.empty((0, 0))),
-        dims=("unit", "feature"),
-    )
-    with dask.config.set(scheduler="synchronous"):
-        blocks = code_blocks(lazy, dictionary, atoms=3, block=4)
-        assert asked == []
-        next(blocks)
-        assert set(asked) == {0}
-        where = xr.DataArray(np.arange(12) >= 8, dims="unit")
-        asked.clear()
-        part = sparse_codes(lazy, dictionary, atoms=3, where=where)
-        assert set(asked) == {8}
-        np.testing.assert_array_equal(
-            part["index"][8:], sparse_codes(signals, dictionary, atoms=3)["index"][8:].rename(signal="unit")
-        )
-        assert (part["index"][:8] == -1).all()
-        assert part["residual"][:8].isnull().all()
-
-
-@given(st.integers(0, 12), st.integers(1, 5))
-@settings(max_examples=20, deadline=None)
-def test_code_blocks__go_on_where_they_ended(start, block):
-    signals, dictionary = problem(4, signals=12)
-    cube = xr.DataArray(signals.reshape(3, 4, -1), dims=("unit", "head", "feature"))
-    where = xr.DataArray(np.arange(12).reshape(4, 3) % 5 != 0, dims=("head", "unit"))
-    whole = sparse_codes(cube, dictionary, atoms=3, where=where)
-    found = {}
-    for codes in code_blocks(cube, dictionary, atoms=3, where=where, block=block, start=start):
-        assert codes.sizes["signal"] <= block
-        assert codes.attrs == whole.attrs
-        for position in codes["signal"].to_numpy():
-            found[int(position)] = codes["value"].sel(signal=position).to_numpy()
-    flat = whole["value"].to_numpy().reshape(12, 3)
-    assert sorted(found) == [at for at in range(start, 12) if where.to_numpy().T.ravel()[at]]
-    for position, value in found.items():
-        np.testing.assert_allclose(value, flat[position])
-
-
-@pytest.mark.parametrize("count", [1, 5])
-def test_sparse_codes__through_a_basis_are_the_same(count):
-    random = np.random.default_rng(0)
-    basis = random.normal(size=(12, 4))
-    basis = np.concatenate([basis, basis[:, :1]], axis=1)  # columns that depend on each other are as good
-    signals, dictionary = random.normal(size=(7, 4)) @ basis[:, :4].T, problem(0)[1]
-    codes = sparse_codes(signals, dictionary, atoms=count)
-    xr.testing.assert_allclose(sparse_codes(signals, dictionary, atoms=count, basis=basis), codes)
-    with pytest.raises(SchemaError, match="signal 1 is no sum of the columns"):
-        sparse_codes(np.stack([signals[0], random.normal(size=12)]), dictionary, atoms=count, basis=basis)
-    with pytest.raises(SchemaError, match=r"basis of shape \(4, 12\), and \(12, d\)"):
-        sparse_codes(signals, dictionary, atoms=count, basis=basis[:, :4].T)
-    with pytest.raises(NonFiniteError, match="basis has NaN"):
-        sparse_codes(signals, dictionary, atoms=count, basis=basis * np.nan)
-
-
 def test_prepared__gives_rows_length_1_and_columns_length_1():
     dictionary = problem(0)[1]
     centred = dictionary - dictionary.mean(axis=0)
@@ -339,13 +267,6 @@ ROOM = {"atoms": 2, **PLAIN}
 def test_sparse_codes__say_what_does_not_fit(signals, dictionary, options, words):
     with pytest.raises(SchemaError, match=words):
         sparse_codes(signals, dictionary, **options)
-
-
-def test_code_blocks__say_what_does_not_fit_before_the_first():
-    with pytest.raises(SchemaError, match="start=5, and a position among 4"):
-        code_blocks(GOLDEN, GOLDEN, start=5, **ROOM)
-    with pytest.raises(SchemaError, match="5 atoms"):
-        code_blocks(GOLDEN, GOLDEN, atoms=5)
 
 
 def test_sparse_codes__refuse_infinity():

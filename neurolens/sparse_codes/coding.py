@@ -76,7 +76,9 @@ def sparse_codes(
     phrases = prepared(dictionary, norm=norm, centre=centre)
     given = matched(signals, phrases)
     count = checked_count(atoms, phrases)
-    lead = given.dims[:-1]
+    dims = given.dims[:-1]
+    lead = sorted(dims, key=lambda dim: -len(given.chunksizes.get(dim, ())))  # lazy ones a chunk after the other
+    given = given.transpose(*lead, "feature")
     shape = tuple(given.sizes[dim] for dim in lead)
     dtype = np.result_type(given.dtype, phrases.dtype)
     total = math.prod(shape)
@@ -90,7 +92,8 @@ def sparse_codes(
             array[codes["signal"].to_numpy()] = codes[name].to_numpy()
     coords = {name: coord for name, coord in given.coords.items() if "feature" not in coord.dims}
     arrays = {name: ((*lead, "atom"), array.reshape(*shape, count)) for name, array in kept.items()}
-    return labelled(xr.Dataset(arrays, coords=coords), phrases, norm, centre)
+    codes = xr.Dataset(arrays, coords=coords).transpose(*dims, "atom")
+    return labelled(codes, phrases, norm, centre)
 
 
 def code_blocks(
@@ -110,7 +113,8 @@ def code_blocks(
     Parameters
     ----------
     signals, dictionary, atoms, norm, centre, basis, where, block
-        As of `sparse_codes`.
+        As of `sparse_codes`. Lazy signals are read fastest with the dim first along which they have the most chunks, as
+        directions with the head first.
     start
         The first signal to code, counted through the leading dims in order: where an earlier run ended.
 
