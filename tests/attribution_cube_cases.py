@@ -54,7 +54,7 @@ def attributions_cube(
     each = {"integrated_gradients": signed, "saliency": np.abs(signed) * 0.5, "input_x_gradient": signed * 2}
     maps = xr.DataArray(
         np.stack([each[method] for method in methods], axis=3),
-        dims=("epoch", "sample", "map", "method", "channel", "y", "x"),
+        dims=("epoch", "sample", "map", "attribution", "channel", "y", "x"),
     ).astype(np.float32)
     pixels = ("channel", "y", "x")
     flat = maps.to_numpy().reshape(*maps.shape[:4], -1).astype(float)
@@ -71,7 +71,7 @@ def attributions_cube(
         for i in own:
             dot[:, :, at, :, found[i].cluster] = (flat[:, :, at] * flat[:, :, i]).sum(axis=-1)
         error[:, :, at] = np.abs(flat[:, :, own].sum(axis=2) - flat[:, :, 0]).mean(axis=-1)
-    lead = ("epoch", "sample", "map", "method")
+    lead = ("epoch", "sample", "map", "attribution")
     logit = random.normal(3, 1, shape)
     log_prob = -random.exponential(0.3, shape)
     fall = random.exponential(0.5, (*maps.shape[:4], 2))
@@ -85,7 +85,7 @@ def attributions_cube(
         "scored": (lead[:2], target),
         "label_rank": (lead[:2], rank.astype(float)),
         "output": (lead[:2], logit),
-        "baseline_output": (lead[:2], logit - total.isel(map=0, method=0).to_numpy() * 1.01),
+        "baseline_output": (lead[:2], logit - total.isel(map=0, attribution=0).to_numpy() * 1.01),
         "logit": (lead[:2], logit),
         "log_prob": (lead[:2], log_prob),
         "patch": patch_table(maps, grid=GRID).astype(np.float32),
@@ -119,7 +119,7 @@ def attributions_cube(
         "label": ("sample", label),
         "class": np.array([f"class{c}" for c in range(classes)], dtype=text),
         "map": np.array(names, dtype=text),
-        "method": np.array(methods, dtype=text),
+        "attribution": np.array(methods, dtype=text),
         "level": np.array(["pixel", "patch"], dtype=text),
         "mate": np.arange(mates),
     }

@@ -21,7 +21,7 @@ def of_csv(path):
 
 def scores_by_hand(cube, name, method, level):
     """Sparsity (of patches, mass 0.9) and drop of each image, written out from the definition."""
-    one = cube.isel(epoch=0).sel({"map": name, "method": method})
+    one = cube.isel(epoch=0).sel({"map": name, "attribution": method})
     drop = np.exp(one["log_prob"].values) - np.exp(one["masked_log_prob"].sel(level=level).values)
     if level == "pixel":
         return one["pixel_sparsity"].values, drop

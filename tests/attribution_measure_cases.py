@@ -106,7 +106,7 @@ def shown_to(network, samples):
 
 
 def slow_maps(network, samples, table, sets, targets, *, axis=1, baselines=0.0):
-    """Return (sample, map, method, channel, y, x) by captum, with a hook that blocks the gradient."""
+    """Return (sample, map, attribution, channel, y, x) by captum, with a hook that blocks the gradient."""
     module, x = shown_to(network, samples)
     rows = []
     for one in sets:
@@ -145,7 +145,7 @@ def slow_patches(one, grid):
 
 
 def slow_values(maps, sets, table):
-    """Return what is kept of (sample, map, method, channel, y, x)."""
+    """Return what is kept of (sample, map, attribution, channel, y, x)."""
     lead = maps.shape[:3]
     found = {name: np.full(lead, np.nan) for name in ("total", "mass", "norm", "pixel_sparsity", "reduced_scale")}
     found |= {"dot": np.full((*lead, 3), np.nan), "reconstruction_error": np.full(lead, np.nan)}

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from conftest import STUDY
+import numpy as np
+from conftest import STUDY, write_checkpoint, write_samples
 
 from neurolens import rows
 from neurolens.study import load_study
@@ -22,6 +23,17 @@ controlled = ["bn3/without k2/0"]
 controls = 2
 """
 )
+
+
+def write_study(home: Path, *, checkpoints: int, samples: int, text: str = TEXT) -> Path:
+    """Write a study with digits and untrained networks, and return its path."""
+    home.mkdir(parents=True, exist_ok=True)
+    write_samples(home, np.arange(samples))
+    for epoch in range(checkpoints):
+        write_checkpoint(home, epoch)
+    path = home / "study.toml"
+    path.write_text(text)
+    return path
 
 
 def run(path: Path, cube: str, *overrides: str) -> list[rows.Result]:

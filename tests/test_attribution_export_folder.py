@@ -104,7 +104,7 @@ def test_export__of_pixels_scores_pixels(cube, tmp_path):
 
 
 def test_export__is_blind_to_chunks(cube, out, tmp_path):
-    chunked = cube.chunk({"sample": 5, "map": 7, "method": 1})
+    chunked = cube.chunk({"sample": 5, "map": 7, "attribution": 1})
     found = export_attributions(chunked, tmp_path / "out", control_seed=7, units=sets()).folder
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
     assert sorted(names) == sorted(path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file())

@@ -137,7 +137,7 @@ def test_maps__are_float32_by_position_in_the_subset(cube, out):
             for method, ours in (("ig", "integrated_gradients"), ("saliency", "saliency")):
                 found = np.load(out / folder / "attributions" / f"{method}_{image}.npy")
                 assert (found.dtype, found.shape, found.flags["C_CONTIGUOUS"]) == (np.float32, (3, SIDE, SIDE), True)
-                expected = cube["full_map"].isel(epoch=0, sample=image).sel({"map": name, "method": ours})
+                expected = cube["full_map"].isel(epoch=0, sample=image).sel({"map": name, "attribution": ours})
                 np.testing.assert_array_equal(found, expected.values)
     assert np.isnan(whole.isel(sample=1)).all()
     controls = list(out.glob("control_random_stage1_2_seed7_draw*/attributions/ig_6.npy"))
@@ -313,7 +313,7 @@ def test_cluster_analysis__has_the_keys_and_agrees_with_the_maps(cube, out, meth
         "reconstruction_error",
         "cluster_independence",
     ]
-    here = cube.isel(epoch=0, sample=6).sel({"method": ours})
+    here = cube.isel(epoch=0, sample=6).sel({"attribution": ours})
     names = [f"stage1/k3/{c}" for c in range(3)]
     maps = here["full_map"].sel({"map": names}).drop_vars("epoch")
     expected = decompose(maps, whole=here["full_map"].sel({"map": "whole"}, drop=True))

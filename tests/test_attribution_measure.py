@@ -102,7 +102,7 @@ def test_measure__answers_are_those_of_a_forward(whole):
 def test_measure__curves_are_perturbation_curves(whole):
     network, samples, _, _, values = whole
     module, x = shown_to(network, samples)
-    table = xr.DataArray(values["patch"][:, :4], dims=("sample", "map", "method", "patch_y", "patch_x"))
+    table = xr.DataArray(values["patch"][:, :4], dims=("sample", "map", "attribution", "patch_y", "patch_x"))
     for kind in ("deletion", "insertion"):
         found = perturbation_curves(module, x, table, kind=kind, target=values["scored"].astype(np.int64))
         close(values[kind][:, :4], found["probability"].to_numpy())
@@ -177,7 +177,7 @@ def test_measure__explains_and_scores_the_classes_that_are_asked_for():
 def test_measure__follows_the_references_arithmetic():
     table = ALL.model_copy(update={"compat": "seed", "controlled": ()})
     network, samples, _, _, values = case(table=table)
-    maps = xr.DataArray(values["full_map"], dims=("sample", "map", "method", "channel", "y", "x"))
+    maps = xr.DataArray(values["full_map"], dims=("sample", "map", "attribution", "channel", "y", "x"))
     np.testing.assert_array_equal(values["pixel_sparsity"], sparsity(maps, compat="seed"))
     module, x = shown_to(network, samples)
     for level, grid in enumerate((None, table.grid)):

@@ -44,7 +44,7 @@ def test_axes__are_those_that_the_parts_need():
     found = {dim: axis.ids.tolist() for dim, axis in axes(network, samples, PLAIN).items()}
     patches = list(range(4))
     assert found == {
-        "method": ["integrated_gradients", "saliency"],
+        "attribution": ["integrated_gradients", "saliency"],
         "patch_y": patches,
         "patch_x": patches,
         "level": ["pixel", "patch"],
@@ -53,7 +53,7 @@ def test_axes__are_those_that_the_parts_need():
     assert set(every) == {*found, "share", "channel", "y", "x"}
     assert [len(every[dim]) for dim in ("share", "channel", "y", "x")] == [11, 3, 10, 10]
     reduced = axes(network, samples, Attributions(grid=4, faithfulness=False, reduced=True))
-    assert set(reduced) == {"method", "patch_y", "patch_x", "y", "x"}
+    assert set(reduced) == {"attribution", "patch_y", "patch_x", "y", "x"}
 
 
 def test_block_size__is_the_tables():

@@ -40,7 +40,7 @@ def unmeasured(ds, epoch=1):
 
 def test_compare__gives_the_golden_numbers_of_a_cube():
     ds = golden(at=4)
-    found = compare(ds, compat="seed", seed=42, kinds=ds["kind"].to_numpy()[1]).isel(epoch=0, map=0, method=0)
+    found = compare(ds, compat="seed", seed=42, kinds=ds["kind"].to_numpy()[1]).isel(epoch=0, map=0, attribution=0)
     wanted = {
         "t": 2.6062334566,
         "p_t": 0.0596556899,
@@ -90,7 +90,7 @@ def test_compare__of_a_cube_is_that_of_its_scores(options):
             seed=4,
         )
         xr.testing.assert_allclose(found.isel(epoch=at).drop_vars("measured"), alone.drop_vars("measured"))
-    assert found["p_t"].dims == ("epoch", "map", "method")
+    assert found["p_t"].dims == ("epoch", "map", "attribution")
     assert found["epoch"].to_numpy().tolist() == [1, 9]
     assert found["difference"].attrs["units"] == values.attrs["units"]
     assert found.attrs["run"] == "case"
@@ -100,19 +100,19 @@ def test_compare__takes_the_sets_and_methods_of_a_checkpoint_as_a_family():
     ds = cube(epochs=(1, 9))
     both, one = (compare(given_, bootstrap=0, flips=200) for given_ in (ds, ds.isel(epoch=[1])))
     xr.testing.assert_allclose(both.isel(epoch=[1]), one)
-    few = compare(ds.isel(epoch=[1], map=[0, 2], method=[0]), bootstrap=0, flips=200, kinds=("only", "without"))
-    same = one.sel({"map": few["map"].to_numpy(), "method": few["method"].to_numpy()})
+    few = compare(ds.isel(epoch=[1], map=[0, 2], attribution=[0]), bootstrap=0, flips=200, kinds=("only", "without"))
+    same = one.sel({"map": few["map"].to_numpy(), "attribution": few["attribution"].to_numpy()})
     assert (same["p_max_t"] >= few["p_max_t"]).all()
 
 
 def test_compare__of_a_cube_of_one_checkpoint_has_no_series():
     ds = cube(epochs=(1, 9))
     found = compare(ds.isel(epoch=1), bootstrap=20, flips=20)
-    assert found["t"].dims == ("map", "method")
+    assert found["t"].dims == ("map", "attribution")
     xr.testing.assert_allclose(found, compare(ds, bootstrap=20, flips=20).isel(epoch=1))
 
 
-@pytest.mark.parametrize("chunks", [{"sample": 5}, {"map": 7, "sample": 4, "epoch": 1, "method": 1, "level": 1}])
+@pytest.mark.parametrize("chunks", [{"sample": 5}, {"map": 7, "sample": 4, "epoch": 1, "attribution": 1, "level": 1}])
 @pytest.mark.parametrize("of", [compare, held_out, per_class])
 def test_reductions__of_a_lazy_cube_are_those_of_the_cube(chunks, of):
     ds = cube(epochs=(1, 9))
@@ -150,7 +150,7 @@ def test_held_out__of_a_cube_tells_the_chosen_set_by_name():
         assert here["map"].item() == ds["map"].to_numpy()[kept[int(alone["chosen_map"])]]
         for name in ("difference", "t", "low", "class_high", "chosen_difference", "chosen_n"):
             assert float(here[name]) == pytest.approx(float(alone[name]), nan_ok=True), name
-    assert not {"chosen_map", "chosen_method"} & set(found)
+    assert not {"chosen_map", "chosen_attribution"} & set(found)
 
 
 @pytest.mark.parametrize("only", [None, range(2), [2], [0, 7]])
@@ -211,7 +211,7 @@ def slow_control(ds, score="drop", level="patch"):
     out = {}
     for at, name in enumerate(ds["map"].to_numpy().tolist()):
         own = np.flatnonzero(ds["of"].to_numpy() == name)
-        for epoch, method in np.ndindex(ds.sizes["epoch"], ds.sizes["method"]) if len(own) else ():
+        for epoch, method in np.ndindex(ds.sizes["epoch"], ds.sizes["attribution"]) if len(own) else ():
             of = values[epoch, :, :, method].to_numpy()
             gaps = [np.nanmean(of[:, place] - of[:, 0]) for place in (at, *own)]
             p = (1 + sum(gap >= gaps[0] for gap in gaps[1:])) / (len(own) + 1)
@@ -227,7 +227,7 @@ def test_control__of_a_cube_counts_the_random_sets(score, level):
     wanted = slow_control(ds, score, level)
     assert found["p"].size == len(wanted) == 4
     for (name, epoch, method), (p, observed, drawn) in wanted.items():
-        one = found.sel({"map": name}).isel(epoch=epoch, method=method)
+        one = found.sel({"map": name}).isel(epoch=epoch, attribution=method)
         assert float(one["p"]) == pytest.approx(p)
         assert float(one["observed"]) == pytest.approx(observed)
         np.testing.assert_allclose(one["drawn"], drawn)
@@ -235,11 +235,11 @@ def test_control__of_a_cube_counts_the_random_sets(score, level):
         assert float(one["excess"]) == pytest.approx(observed - np.mean(drawn))
         np.testing.assert_allclose([one["draw_low"], one["draw_high"]], np.quantile(drawn, [0.05, 0.95]))
         assert one["draws"] == 20
-    assert found["drawn"].dims == ("epoch", "map", "method", "draw")
+    assert found["drawn"].dims == ("epoch", "map", "attribution", "draw")
     assert found.attrs["alternative"] == "larger"
 
 
-@pytest.mark.parametrize("chunks", [{"sample": 5}, {"map": 7, "sample": 4, "epoch": 1, "method": 1, "level": 1}])
+@pytest.mark.parametrize("chunks", [{"sample": 5}, {"map": 7, "sample": 4, "epoch": 1, "attribution": 1, "level": 1}])
 def test_control__of_a_cube_is_lazy_and_blind_to_chunks(chunks):
     ds = cube(epochs=(1, 9))
     lazy = control(ds.chunk(chunks))

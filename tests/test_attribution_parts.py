@@ -17,7 +17,7 @@ OVER = ["channel", "y", "x"]
 
 def whole_maps(ds):
     """Keep the images whose whole maps are kept."""
-    return ds.isel(sample=np.flatnonzero(ds["full_map"].notnull().all(["epoch", "map", "method", *OVER])))
+    return ds.isel(sample=np.flatnonzero(ds["full_map"].notnull().all(["epoch", "map", "attribution", *OVER])))
 
 
 def clustering(ds, cut, name):
@@ -34,7 +34,7 @@ def test_decompose__of_a_cube_is_that_of_its_maps(cut, name):
     maps = ds["full_map"].isel(map=places)
     wanted = decompose(maps, whole=ds["full_map"].isel(map=0, drop=True), over=OVER)
     found = decompose(ds).sel({"map": maps["map"].to_numpy()})
-    order = ("epoch", "sample", "map", "method")
+    order = ("epoch", "sample", "map", "attribution")
     np.testing.assert_allclose(found["norm"], wanted["norm"].transpose(*order), rtol=1e-6)
     np.testing.assert_allclose(found["norm_share"], wanted["norm_share"].transpose(*order), rtol=1e-6)
     mates = len(places)
@@ -47,10 +47,10 @@ def test_decompose__of_a_cube_is_that_of_its_maps(cut, name):
         np.testing.assert_allclose(
             found["reconstruction_error"].isel(map=at), wanted["reconstruction_error"], rtol=1e-3, atol=1e-6
         )
-    share = (maps.sum(OVER, dtype=float) / change).transpose(*order).isel(method=0)
-    np.testing.assert_allclose(found["completeness_share"].isel(method=0), share, rtol=1e-4)
-    assert found["completeness_share"].isel(method=1).isnull().all()
-    assert found["conductance"].isel(method=1).isnull().all()
+    share = (maps.sum(OVER, dtype=float) / change).transpose(*order).isel(attribution=0)
+    np.testing.assert_allclose(found["completeness_share"].isel(attribution=0), share, rtol=1e-4)
+    assert found["completeness_share"].isel(attribution=1).isnull().all()
+    assert found["conductance"].isel(attribution=1).isnull().all()
     assert found.attrs["entries"] == ENTRIES
 
 
@@ -65,7 +65,7 @@ def test_decompose__means_are_over_pairs_of_a_clustering():
                 np.testing.assert_allclose(own[f"mean_abs_{name}"].isel(map=at), np.mean(pairs, axis=0), rtol=1e-10)
 
 
-@pytest.mark.parametrize("chunks", [{"sample": 5}, {"map": 7, "sample": 4, "epoch": 1, "method": 1, "mate": 1}])
+@pytest.mark.parametrize("chunks", [{"sample": 5}, {"map": 7, "sample": 4, "epoch": 1, "attribution": 1, "mate": 1}])
 def test_decompose__of_a_cube_is_lazy_and_blind_to_chunks(chunks):
     ds = attributions_cube(epochs=(1, 9))
     lazy = decompose(ds.chunk(chunks))
@@ -86,12 +86,14 @@ def test_decompose__follows_clusters_and_not_scale(seed, random, factor):
     names = ["norm_share", "cosine", "correlation", "mean_abs_correlation", "mean_abs_cosine", "completeness_share"]
     xr.testing.assert_allclose(scaled[names], found[names], rtol=1e-6, atol=1e-9)
     whole = (ds["total"] / (ds["output"] - ds["baseline_output"])).sel(
-        {"map": "whole", "method": "integrated_gradients"}
+        {"map": "whole", "attribution": "integrated_gradients"}
     )
     for cut, k in (("stage1", 2), ("stage2", 3)):
         own = found.sel({"map": [f"{cut}/k{k}/{c}" for c in range(k)]})
         np.testing.assert_allclose(own["norm_share"].sum("map"), 1)
-        np.testing.assert_allclose(own["completeness_share"].isel(method=0).sum("map"), whole, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            own["completeness_share"].isel(attribution=0).sum("map"), whole, rtol=1e-3, atol=1e-5
+        )
 
 
 def test_decompose__knows_correlations_only_where_the_size_of_maps_is_known():
@@ -103,7 +105,7 @@ def test_decompose__knows_correlations_only_where_the_size_of_maps_is_known():
     xr.testing.assert_allclose(known, decompose(attributions_cube()))
     xr.testing.assert_allclose(decompose(ds.assign_attrs(entries=ENTRIES)), known)
     xr.testing.assert_allclose(decompose(ds.assign_coords(channel=[0, 1, 2])), known)
-    assert float(abs(found["mean_abs_cosine"] - known["mean_abs_correlation"]).isel(method=1).min()) > 0.1
+    assert float(abs(found["mean_abs_cosine"] - known["mean_abs_correlation"]).isel(attribution=1).min()) > 0.1
 
 
 def test_decompose__of_a_cube_says_nothing_of_what_is_not_defined():
@@ -153,7 +155,7 @@ def test_decompose__of_a_cube_is_described():
     assert found.attrs["run"] == "case"
     assert found["map"].to_numpy().tolist()[0] == "stage1/k2/0"
     assert "conductance" not in decompose(attributions_cube(methods=("saliency",)))
-    assert decompose(attributions_cube().isel(epoch=0))["norm"].dims == ("sample", "map", "method")
+    assert decompose(attributions_cube().isel(epoch=0))["norm"].dims == ("sample", "map", "attribution")
 
 
 @pytest.mark.parametrize(

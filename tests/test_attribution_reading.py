@@ -24,7 +24,7 @@ def table_of(rows):
     ds = attributions_cube(samples=len(rows), methods=("saliency",), reduced=False, full=False, curves=False)
     ds = ds.isel(map=[0, 1]).drop_vars("patch")
     values = np.asarray(rows, dtype=np.float32).reshape(1, len(rows), 1, 1, 2, 2)
-    dims = ("epoch", "sample", "map", "method", *PATCH)
+    dims = ("epoch", "sample", "map", "attribution", *PATCH)
     return ds.assign(patch=(dims, np.broadcast_to(values, (1, len(rows), 2, 1, 2, 2))))
 
 
@@ -43,7 +43,7 @@ def test_map_scores__drops_of_a_sample_by_hand():
     ds["logit"][:] = 3.0
     ds["masked_log_prob"][:] = np.log(0.3208213008)
     ds["masked_logit"][:] = 2.25
-    found = map_scores(ds).isel(epoch=0, sample=0, map=0, method=0)
+    found = map_scores(ds).isel(epoch=0, sample=0, map=0, attribution=0)
     assert float(found["drop"]) == pytest.approx(0.4564785604, abs=1e-10)
     assert float(found["relative_drop"]) == pytest.approx(0.5872618576, abs=1e-9)
     assert float(found["log_prob_drop"]) == pytest.approx(np.log(0.7772998612 / 0.3208213008))
@@ -69,12 +69,14 @@ def test_map_scores__is_what_is_written_map_by_map(level, at):
     wanted = ds["pixel_sparsity"] if level == "pixel" else sparsity(ds["patch"])
     np.testing.assert_array_equal(found["sparsity"], wanted)
     assert ("gini" in found) == (level == "patch")
-    assert found["drop"].dims == ("epoch", "sample", "map", "method")
+    assert found["drop"].dims == ("epoch", "sample", "map", "attribution")
     assert found.attrs["run"] == "case"
     assert found["log_prob_drop"].attrs["units"] == "nat"
 
 
-@pytest.mark.parametrize("chunks", [{"sample": 5}, {"map": 7, "sample": 4}, {"epoch": 1, "patch_y": 2, "method": 1}])
+@pytest.mark.parametrize(
+    "chunks", [{"sample": 5}, {"map": 7, "sample": 4}, {"epoch": 1, "patch_y": 2, "attribution": 1}]
+)
 @pytest.mark.parametrize("level", ["patch", "pixel"])
 def test_map_scores__is_lazy_and_blind_to_chunks(chunks, level):
     ds = attributions_cube(epochs=(1, 9))
@@ -85,7 +87,7 @@ def test_map_scores__is_lazy_and_blind_to_chunks(chunks, level):
 
 def test_map_scores__clusters_share_the_whole():
     ds = attributions_cube()
-    found = map_scores(ds, names=["completeness_share"])["completeness_share"].isel(method=0)
+    found = map_scores(ds, names=["completeness_share"])["completeness_share"].isel(attribution=0)
     whole = found.sel({"map": "whole"}, drop=True)
     for cut, k in (("stage1", 2), ("stage1", 3), ("stage2", 3)):
         of = found.sel({"map": [f"{cut}/k{k}/{c}" for c in range(k)]}).sum("map")
@@ -142,7 +144,7 @@ def test_map_scores__does_without_what_is_not_there():
     both = attributions_cube()
     assert "gap" not in map_scores(both.isel(map=slice(1, None)))
     at_one = map_scores(both.isel(epoch=0))
-    assert at_one["drop"].dims == ("sample", "map", "method")
+    assert at_one["drop"].dims == ("sample", "map", "attribution")
 
 
 @pytest.mark.parametrize("level", ["patch", "pixel"])
@@ -166,7 +168,7 @@ def test_map_scores__names_the_mend_of_what_was_not_measured(level):
         (lambda ds: ds.drop_vars("kind"), {}, "coordinate 'kind'"),
         (lambda ds: ds.isel(level=[0]), {}, "'patch' was asked for"),
         (lambda ds: ds.isel(level=0), {}, "'patch' was asked for"),
-        (lambda ds: ds.isel(method=[1]), {"names": ["gap"]}, "is of integrated_gradients"),
+        (lambda ds: ds.isel(attribution=[1]), {"names": ["gap"]}, "is of integrated_gradients"),
         (lambda ds: ds.isel(map=[1]), {"names": ["gap"]}, "found 0 maps of kind 'whole'"),
     ],
 )
@@ -186,7 +188,7 @@ def test_beside_whole__tells_sets_by_kind():
     ds = attributions_cube()
     filtered, whole = beside_whole(ds, score="logit_drop", kinds=("only", "without"))
     assert set(filtered["kind"].to_numpy()) == {"only", "without"}
-    assert whole.dims == ("epoch", "sample", "method")
+    assert whole.dims == ("epoch", "sample", "attribution")
     np.testing.assert_array_equal(whole, score_of(ds, "logit_drop").sel({"map": "whole"}))
     assert len(places(ds, "control")) == 20
     with pytest.raises(SchemaError, match="no map of kind 'union' among those of kinds"):

@@ -54,20 +54,20 @@ def test_decompose__of_a_store_adds_up_and_is_that_of_its_whole_maps(study):
     found = ds.lens.decompose()
     own = np.flatnonzero((found["cut"] == "bn3") & (found["clustering"] == "k3"))
     names = found["map"].to_numpy()[own]
-    maps = ds["full_map"].sel({"map": names}).isel(method=0)
+    maps = ds["full_map"].sel({"map": names}).isel(attribution=0)
     wanted = neurolens.attribution.decompose(maps, over=["channel", "y", "x"])
-    one = found.isel(map=own, method=0)
+    one = found.isel(map=own, attribution=0)
     order = one["norm"].dims
     np.testing.assert_allclose(one["norm_share"], wanted["norm_share"].transpose(*order), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(one["mean_abs_correlation"].isel(map=0), wanted["mean_abs_correlation"], atol=1e-4)
-    share = ds["total"].sel({"map": "whole"}).isel(method=0) / (ds["output"] - ds["baseline_output"])
+    share = ds["total"].sel({"map": "whole"}).isel(attribution=0) / (ds["output"] - ds["baseline_output"])
     np.testing.assert_allclose(one["completeness_share"].sum("map"), share, rtol=1e-3)
 
 
 def test_comparisons__of_a_store_are_over_its_checkpoints_and_sets(study):
     ds = opened(study)
     compared = ds.lens.compare(bootstrap=20, flips=20)
-    assert compared["p_max_t"].dims == ("epoch", "map", "method")
+    assert compared["p_max_t"].dims == ("epoch", "map", "attribution")
     assert set(compared["kind"].to_numpy()) == {"without"}
     assert ds.lens.control()["map"].to_numpy().tolist() == ["bn3/without k2/0"]
     numbers = sorted(set(ds["label"].to_numpy().tolist()))

@@ -168,7 +168,7 @@ def test_patch_table__is_lazy_and_blind_to_chunks(chunks):
 def test_scores__say_what_is_wrong():
     with pytest.raises(SchemaError, match="name the dims of the maps"):
         sparsity(xr.DataArray(np.ones(3), dims="pixel"))
-    with pytest.raises(SchemaError, match=r"found a Dataset.*to_dataarray\('method'\)"):
+    with pytest.raises(SchemaError, match=r"found a Dataset.*to_dataarray\('attribution'\)"):
         sparsity(maps().to_dataset(name="saliency"))  # type: ignore[arg-type]
     with pytest.raises(SchemaError, match="did you mean 'summed'"):
         gini(maps(), channels="sumed")  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurolens.attribution.sets import unit_sets
@@ -91,6 +91,7 @@ def test_unit_sets__filters_the_references_units_away_in_its_controls():
     assert sorted(np.flatnonzero(~found.units)) == sorted(filtered)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=3, max_size=9), st.integers(0, 8))
 def test_digest__changes_with_any_unit_of_the_clustering(labels, at):
     changed = list(labels)

@@ -14,15 +14,15 @@ from neurolens.errors import NonFiniteError, SchemaError
 
 
 def scores(samples=12, maps=4, seed=0, effect=0.3, classes=4):
-    """Return filtered (sample, map, method) and baseline (sample, method) scores of related samples."""
+    """Return filtered (sample, map, attribution) and baseline (sample, attribution) scores of related samples."""
     generator = np.random.default_rng(seed)
     label = np.arange(samples) % classes
     coords = {"sample": [f"s{i}" for i in range(samples)], "label": ("sample", label)}
-    baseline = xr.DataArray(generator.normal(size=(samples, 2)), dims=("sample", "method"), coords=coords)
+    baseline = xr.DataArray(generator.normal(size=(samples, 2)), dims=("sample", "attribution"), coords=coords)
     noise = generator.normal(size=(samples, maps, 2)) + generator.normal(size=(classes, 1, 1))[label]
     shift = effect * np.arange(maps)[:, None]
-    names = {"map": [f"k3/{i}" for i in range(maps)], "method": ["ig", "saliency"]}
-    filtered = xr.DataArray(noise + shift, dims=("sample", "map", "method"), coords=coords | names) + baseline
+    names = {"map": [f"k3/{i}" for i in range(maps)], "attribution": ["ig", "saliency"]}
+    filtered = xr.DataArray(noise + shift, dims=("sample", "map", "attribution"), coords=coords | names) + baseline
     return filtered, baseline
 
 
@@ -58,7 +58,7 @@ def test_compare__gives_the_golden_numbers():
 
 
 def test_compare__draws_as_the_reference_does():
-    filtered, baseline = (s.isel(method=0, drop=True) for s in scores(30))
+    filtered, baseline = (s.isel(attribution=0, drop=True) for s in scores(30))
     one = filtered.isel(map=2, drop=True)
     found = compare(one, baseline, compat="seed", seed=42, bootstrap=500)
     state, difference = np.random.RandomState(42), (one - baseline).to_numpy()
@@ -154,7 +154,7 @@ def test_compare__says_nothing_of_what_there_is_not():
     filtered[1:, 1] = np.nan
     filtered[:, 2] = baseline
     filtered[:, 3] = baseline + 0.1
-    found = compare(filtered, baseline, classes="label", bootstrap=100).isel(method=0)
+    found = compare(filtered, baseline, classes="label", bootstrap=100).isel(attribution=0)
     nothing, single, same, shifted = (found.isel(map=at) for at in range(4))
     assert nothing["n"] == nothing["n_classes"] == 0
     assert all(np.isnan(nothing[name]).all() for name in found.data_vars if name not in ("n", "n_classes"))
@@ -207,7 +207,7 @@ def test_compare__takes_a_lazy_table():
         (lambda f, b: (f, b), {"dim": "image"}, "samples along 'image' were needed"),
         (lambda f, b: (f, b), {"classes": "lable"}, "did you mean 'label'"),
         (lambda f, b: (f, b.isel(sample=slice(1, None))), {}, "bring them together with xarray.align"),
-        (lambda f, b: (f.isel(method=0), b), {}, r"dims \['method'\] that the filtered ones lack"),
+        (lambda f, b: (f.isel(attribution=0), b), {}, r"dims \['attribution'\] that the filtered ones lack"),
         (lambda f, b: (f.isel(sample=[]), b.isel(sample=[])), {}, "samples along 'sample' were needed"),
         (lambda f, b: (f, b), {"bootstrap": -1}, "bootstrap=-1"),
         (lambda f, b: (f, b), {"flips": -1}, "flips=-1"),
@@ -238,11 +238,11 @@ def test_held_out__tests_the_best_on_the_samples_that_did_not_choose_it():
     second = np.setdiff1d(np.arange(41), first)
     means = (filtered - baseline)[first].mean("sample")
     place = np.unravel_index(int(means.data.argmax()), means.shape)
-    assert (int(found["chosen_map"]), int(found["chosen_method"])) == place
+    assert (int(found["chosen_map"]), int(found["chosen_attribution"])) == place
     assert found["chosen_n"] == 20
     assert found["n"] == 21
     assert float(found["chosen_difference"]) == pytest.approx(float(means.max()))
-    one = filtered.isel(map=place[0], method=place[1])
+    one = filtered.isel(map=place[0], attribution=place[1])
     alone = compare(one[second], baseline[second, place[1]], bootstrap=50, flips=0, seed=1)
     xr.testing.assert_allclose(found[["t", "low", "high", "p_wilcoxon"]], alone[["t", "low", "high", "p_wilcoxon"]])
     assert found["map"] == f"k3/{place[0]}"

@@ -25,7 +25,7 @@ def test_filtered_summary__golden_numbers():
     ds["log_prob"][:] = 0.0
     ds["masked_log_prob"][:, :, 0] = np.log(1 - np.array([0.10, 0.20, 0.30, 0.40, 0.50]))[:, None, None]
     ds["masked_log_prob"][:, :, 1:] = np.log(1 - np.array([0.15, 0.18, 0.42, 0.47, 0.58]))[:, None, None, None]
-    found = filtered_summary(ds, scores=["drop"], kinds=("whole", "only")).isel(epoch=0, method=0)
+    found = filtered_summary(ds, scores=["drop"], kinds=("whole", "only")).isel(epoch=0, attribution=0)
     np.testing.assert_allclose(found["drop_mean"][:2], [0.3, 0.36])
     np.testing.assert_allclose(found["drop_std"][:2], [np.sqrt(0.02), np.std([0.15, 0.18, 0.42, 0.47, 0.58])])
     reach = 2.776445105 * np.sqrt(0.025 / 5)
@@ -81,7 +81,9 @@ def test_filtered_summary__of_classes_of_one_is_that_of_samples():
     xr.testing.assert_allclose(by_class.drop_vars("n_classes"), by_sample)
 
 
-@pytest.mark.parametrize("chunks", [{"sample": 5}, {"map": 7, "sample": 4}, {"epoch": 1, "method": 1, "patch_x": 2}])
+@pytest.mark.parametrize(
+    "chunks", [{"sample": 5}, {"map": 7, "sample": 4}, {"epoch": 1, "attribution": 1, "patch_x": 2}]
+)
 @pytest.mark.parametrize("classes", [None, "label"])
 def test_filtered_summary__is_lazy_and_blind_to_chunks(chunks, classes):
     ds = cube(epochs=(1, 9))

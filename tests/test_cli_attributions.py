@@ -109,7 +109,7 @@ def test_export_attributions__gives_the_numbers_of_the_cube(study, tmp_path):
     out = tmp_path / "out"
     done(study, out, "--at", 0, "--level", "pixel", "--focus", FOCUS, "--only", "grid,statistics,maps")
     cube = neurolens.open_run(load_study(study).store.url)["attributions"].to_dataset().sel(epoch=0).compute()
-    one = cube.sel({"map": FOCUS, "method": "saliency"})
+    one = cube.sel({"map": FOCUS, "attribution": "saliency"})
     drop = np.exp(one["log_prob"]) - np.exp(one["masked_log_prob"].sel(level="pixel"))
     found = of_json(out / "filtered_bn3_cluster_1_k2" / "metrics.json")
     expected = [one["pixel_sparsity"].mean(), one["pixel_sparsity"].std(), drop.mean(), drop.std()]

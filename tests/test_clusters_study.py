@@ -49,7 +49,7 @@ def test_digits_clusters__measures_every_cube_at_every_checkpoint(run):
 
 def test_digits_clusters__tells_digits_apart_and_shares_out_the_answer(last):
     assert float(last.lens.accuracy().accuracy.sel(top=1)) > 0.9
-    total = last["total"].isel(method=0)
+    total = last["total"].isel(attribution=0)
     for cut in ("bn2", "bn3"):
         parts = (last["cut"] == cut) & (last["clustering"] == "k3") & (last["kind"] == "only")
         np.testing.assert_allclose(total[:, parts.values].sum("map"), total.sel(map="whole"), rtol=1e-3, atol=1e-4)

@@ -34,7 +34,9 @@ def deployment(name: str) -> dict[str, Any]:
     return dict(found)
 
 
-@pytest.mark.parametrize(("name", "kinds"), [("refresh", {"interval", "cron"}), ("concepts", {"interval"})])
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("refresh", {"interval", "cron"}), ("concepts", {"interval"}), ("attributions", {"cron"})]
+)
 def test_prefect_yaml__has_schedules_and_runs_one_at_a_time(name: str, kinds: set[str]) -> None:
     found = deployment(name)
     assert found["entrypoint"] == "neurolens.flows.refresh:refresh"
@@ -43,7 +45,7 @@ def test_prefect_yaml__has_schedules_and_runs_one_at_a_time(name: str, kinds: se
     assert found["work_pool"]["name"] == "local"
 
 
-@pytest.mark.parametrize("name", ["refresh", "concepts"])
+@pytest.mark.parametrize("name", ["refresh", "concepts", "attributions"])
 def test_prefect_yaml__names_parameters_of_the_flow(name: str) -> None:
     from neurolens.flows.refresh import refresh
 

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import attribution_study
 import concept_study
 import pytest
 from concept_store_cases import write_concepts
@@ -107,6 +108,8 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         concept_study.run(concept_study.write_study(folder / "demo" / "shapes", checkpoints=5, text=text))
+    clusters = attribution_study.write_study(folder / "demo" / "clusters", checkpoints=2, samples=40)
+    attribution_study.run_both(clusters, "attributions.images=30", "attributions.block=30")
     return folder
 
 
@@ -114,6 +117,7 @@ def trained(tmp_path_factory):
     "page",
     [
         "README.md",
+        "docs/how-to/attributions.md",
         "docs/how-to/concepts.md",
         "docs/how-to/query.md",
         "docs/how-to/mislabelled.md",

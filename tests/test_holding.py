@@ -52,7 +52,7 @@ def test_sets_key__depends_on_sets_and_digests_and_not_on_their_order():
 
 def test_spread__puts_what_is_measured_beside_what_is_held():
     variable = next(v for v in schema.ATTRIBUTIONS.variables if v.name == "dot")
-    sizes = {"sample": 2, "map": 4, "method": 1, "mate": 3}
+    sizes = {"sample": 2, "map": 4, "attribution": 1, "mate": 3}
     stored = np.arange(2 * 4 * 1 * 2, dtype=float).reshape(2, 4, 1, 2)
     measured = -np.ones((2, 2, 1, 3))
     measured[:, 1] = -2

@@ -324,14 +324,14 @@ def test_attribution_numbers__are_those_of_the_reductions(cube, numbers, drops):
 
 def test_attribution_numbers__take_the_last_checkpoint_and_the_images_that_were_measured(cube):
     ds = cube.copy()
-    ds["log_prob"] = ds["log_prob"].where((ds["epoch"] < 9) & (ds["sample"] != ds["sample"][0]))
+    ds["mass"] = ds["mass"].where((ds["epoch"] < 9) & (ds["sample"] != ds["sample"][0]))
     given = plot.attribution_numbers(ds, resamples=50)
     assert given.where == "epoch 5"
     assert given.last.sizes["sample"] == 23
     assert "2 of 3 checkpoints" in given.notes[0]
     with pytest.raises(MissingMeasurementError, match="no checkpoint has attributions yet"):
-        plot.attribution_numbers(ds.assign(log_prob=ds["log_prob"] * np.nan))
-    with pytest.raises(MissingMeasurementError, match="neither answers nor maps"):
+        plot.attribution_numbers(ds.assign({name: ds[name] * np.nan for name in ("mass", "log_prob")}))
+    with pytest.raises(MissingMeasurementError, match="neither maps nor answers"):
         plot.attribution_numbers(ds[["target"]])
     with pytest.raises(SchemaError, match="there is no set of units 'stage3"):
         plot.attribution_numbers(cube, filtered="stage3/without k3/0")
@@ -414,3 +414,30 @@ def test_attribution_numbers__and_panels_leave_out_methods_that_know_the_whole_o
     axes = plot.attribution_panels(given.last.isel(sample=0), image, shown, filtered=FILTERED)
     assert len(axes) == 14
     assert len(plot.attribution_pictures(both, given=given, shown=shown)) == 12
+
+
+def _where(ds, kept):
+    return ds.assign({name: ds[name].where(kept) for name in ds if "map" in ds[name].dims})
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda ds: _where(ds, ds["sample"] == ds["sample"][0]),
+        lambda ds: ds.isel(sample=[0]),
+        lambda ds: ds.isel(map=[0]),
+        lambda ds: ds.assign(baseline_output=ds["output"]),
+        lambda ds: ds.assign({name: ds[name] * 0 for name in ds if "map" in ds[name].dims}),
+        lambda ds: ds.assign(
+            {name: ds[name].where(ds["map"] != "stage1/k3/0", 0) for name in ("norm", "total", "dot")}
+        ),
+    ],
+    ids=["maps of one image", "one image", "the whole only", "nothing changes", "zero maps", "a zero cluster"],
+)
+def test_attribution_pictures__of_what_is_degenerate_are_drawn_or_left_out(cube, shown, cut):
+    ds = cut(cube.isel(epoch=[0, 2], sample=slice(0, 8)))
+    given = plot.attribution_numbers(ds, resamples=20)
+    drawn = plot.attribution_pictures(ds, given=given, shown=shown)
+    assert "attribution_curves" in [one.name for one in drawn]
+    for one in drawn:
+        one.figure.draw_without_rendering()

@@ -19,7 +19,7 @@ def axes(*names: str, mates: int = 2, **kinds: str) -> dict[str, Axis]:
     return {
         "map": Axis(np.array(names, dtype=np.dtypes.StringDType()), coords),
         "mate": Axis(np.arange(mates)),
-        "method": Axis(np.array(["saliency"])),
+        "attribution": Axis(np.array(["saliency"])),
         "patch_y": Axis(np.arange(2)),
         "patch_x": Axis(np.arange(2)),
     }
@@ -39,7 +39,7 @@ def prepare(store: Any, *names: str, **kinds: Any) -> Any:
 
 
 def values(maps: int, samples: int, mates: int, fill: float) -> dict[str, np.ndarray]:
-    sizes = {"sample": samples, "map": maps, "method": 1, "patch_y": 2, "patch_x": 2, "mate": mates}
+    sizes = {"sample": samples, "map": maps, "attribution": 1, "patch_y": 2, "patch_x": 2, "mate": mates}
     part = schema.ATTRIBUTIONS.part("maps")
     return {v.name: np.full([sizes[d] for d in v.dims[1:]], fill, dtype=v.dtype) for v in part.variables}
 
@@ -97,7 +97,7 @@ def test_prepare__keeps_what_the_study_no_longer_names_and_opens_the_rest_by_nam
     opened = open_run(tmp_path / "run")["attributions"].to_dataset()
     assert opened["map"].values.tolist() == ["whole", "a/k2/0"]
     assert opened["mate"].values.tolist() == [0, 1]
-    first = opened["total"].isel(sample=slice(0, 2), method=0, epoch=0).values
+    first = opened["total"].isel(sample=slice(0, 2), attribution=0, epoch=0).values
     assert (first[:, 0] == 1.0).all()
     assert np.isnan(first[:, 1]).all()  # of the same name, and another set: not measured
     prepare(store, "whole@1", "a/k2/0@2", mates=3)

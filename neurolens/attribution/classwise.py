@@ -52,7 +52,7 @@ def per_class(
 
     Returns
     -------
-    Dataset over (class, …), of a cube (class, series, map, method)
+    Dataset over (class, …), of a cube (class, series, map, attribution)
         ``n`` pairs of scores. ``filtered_mean``, ``filtered_std`` (ddof 0), the same of ``baseline`` and of
         ``difference`` = filtered − baseline, in the unit of the scores, and ``improved``, the share of differences
         above 0: NaN where ``n`` is 0. Classes are sorted; those without a sample are absent. Of a cube that names its

@@ -104,12 +104,12 @@ def control(
 
     Returns
     -------
-    Dataset over the dims of ``observed``: of a cube (series, map, method)
+    Dataset over the dims of ``observed``: of a cube (series, map, attribution)
         ``p``: (1 + draws that are as large, or larger) / (draws + 1). With R draws none is below 1 / (R + 1).
         ``draws``: how many are not NaN. ``draw_mean``, ``draw_std`` (ddof 1) of them; ``draw_low``, ``draw_high``:
         percentiles of them, the band that a set has to leave; ``excess``: observed − mean. NaN where ``observed`` is,
         or there is no draw (of ``draw_std``, one). Of a cube also ``observed`` itself, of ``n`` samples, and ``drawn``
-        (series, map, method, draw).
+        (series, map, attribution, draw).
 
     Raises
     ------
@@ -174,7 +174,9 @@ def _of_cube(ds: xr.Dataset, score: str, level: Level, alternative: Alternative,
     found = control(observed, drawn, alternative=alternative, confidence=confidence)
     n, _ = split_controls(difference.notnull().sum("sample"))
     found = found.assign({"observed": observed, "drawn": drawn, "n": n}).drop_vars(["of", "draw"])
-    found = found.transpose(*(dim for dim in found["p"].dims if dim not in ("map", "method")), "map", "method", "draw")
+    found = found.transpose(
+        *(dim for dim in found["p"].dims if dim not in ("map", "attribution")), "map", "attribution", "draw"
+    )
     return described(found, ds, score, level).assign_attrs(alternative=alternative, confidence=confidence)
 
 

@@ -53,7 +53,7 @@ def decompose(
         NaN where it is not defined: the share where all maps are 0 or nothing changes, the cosine of a map of zeros,
         the correlation where no pair of maps varies; a map with NaN.
 
-        Of a cube all are over (series, sample, map, method), with the clusters of all clusterings along `map`, and
+        Of a cube all are over (series, sample, map, attribution), with the clusters of all clusterings along `map`, and
         what is of a clustering is said of each of its clusters. ``cosine`` and ``correlation`` are over (…, mate), the
         number of the other cluster; there is ``mean_abs_cosine`` too, and ``correlation`` and ``mean_abs_correlation``
         where ``entries`` is known. What is of a clustering is NaN where maps of its clusters were left out of the cube.

@@ -49,7 +49,7 @@ def scored(data: xr.Dataset, *, missing: OnMissing = "error") -> xr.Dataset:
 
     Returns
     -------
-    Dataset over (level, sample, map, method)
+    Dataset over (level, sample, map, attribution)
         ``sparsity``: share of entries that are not needed for most of the mass. ``faithfulness``: how far the
         probability of the class falls without the highest entries; absent where it was not measured. NaN where a map
         is zero everywhere. `method` is that of the reference: those of ig and saliency that were measured.
@@ -69,22 +69,22 @@ def scored(data: xr.Dataset, *, missing: OnMissing = "error") -> xr.Dataset:
         )
     require_cube(data)
     schema.present(data, "patch", "pixel_sparsity", "mass")
-    measured = [str(name) for name in data["method"].to_numpy()]
+    measured = [str(name) for name in data["attribution"].to_numpy()]
     names = {ours: theirs for theirs, ours in METHODS.items() if ours in measured}
     if not names:
         raise MissingMeasurementError(
             f"found the methods {measured}, and the reference's files are of {' and '.join(METHODS.values())}; name "
             "them in [attributions] and run: `neurolens run STUDY --only attributions`"
         )
-    data = data.sel({"method": list(names)})
+    data = data.sel({"attribution": list(names)})
     out = xr.Dataset({"sparsity": _by_level(data, "sparsity")}).assign_coords(mass=data["mass"])
     if "masked_log_prob" in data and "log_prob" in data:
         out["faithfulness"] = _by_level(data, "drop")
     if "class" in data.coords:
         out = out.assign_coords({"class": data["class"]})
-    out = out.assign_coords(method=list(names.values())).compute()
+    out = out.assign_coords(attribution=list(names.values())).compute()
     _require_images(out, missing)
-    return out.transpose("level", "sample", "map", "method", ...)
+    return out.transpose("level", "sample", "map", "attribution", ...)
 
 
 def _by_level(data: xr.Dataset, name: str) -> xr.DataArray:
@@ -96,7 +96,7 @@ def _require_images(scores: xr.Dataset, missing: OnMissing) -> None:
     lacking = scores["mass"].isnull()
     if "faithfulness" in scores:
         lacking = lacking | (scores["faithfulness"].isnull() & (scores["mass"] > 0)).any("level")
-    absent = int(lacking.any(("map", "method")).sum())
+    absent = int(lacking.any(("map", "attribution")).sum())
     if absent and (missing == "error" or bool(lacking.all())):
         at = next((f" at {d} {int(scores[d])}" for d in schema.SERIES_DIMS if d in scores.coords), "")
         raise MissingMeasurementError(
@@ -175,9 +175,9 @@ def class_lines(scores: xr.Dataset, one: Filtered, *, level: Level = "pixel") ->
     lines: dict[tuple[int, str], Line] = {}
     for method in METHODS:
         for quantity in QUANTITIES:
-            if quantity not in scores or method not in scores["method"]:
+            if quantity not in scores or method not in scores["attribution"]:
                 continue
-            both = scores[quantity].sel({"level": level, "method": method})
+            both = scores[quantity].sel({"level": level, "attribution": method})
             found = per_class(both.sel(map=one.map), both.sel(map=WHOLE))
             for at, label in enumerate(int(n) for n in found["class"].to_numpy()):
                 called = names[label] if label < len(names) else str(label)
@@ -206,10 +206,10 @@ def statistics_of(scores: xr.Dataset, one: Filtered, *, level: Level = "patch", 
         schema.present(xr.Dataset(), "masked_log_prob")
     out: Line = {}
     for method in METHODS:
-        if method not in scores["method"]:
+        if method not in scores["attribution"]:
             out[method] = None
             continue
-        both = scores["faithfulness"].sel({"level": level, "method": method})
+        both = scores["faithfulness"].sel({"level": level, "attribution": method})
         out[method] = paired_statistics(both.sel(map=one.map), both.sel(map=WHOLE), bootstrap=bootstrap)
     return out
 
@@ -296,9 +296,9 @@ def control_summary(one: Control, *, by_cluster: Mapping[int, int] | None = None
 
 
 def _values(scores: xr.Dataset, quantity: str, name: str, method: str, level: Level) -> Array:
-    if quantity not in scores or method not in scores["method"]:
+    if quantity not in scores or method not in scores["attribution"]:
         return np.empty(0)
-    values: Array = scores[quantity].sel({"level": level, "map": name, "method": method}).to_numpy()
+    values: Array = scores[quantity].sel({"level": level, "map": name, "attribution": method}).to_numpy()
     return values[np.isfinite(values)]
 
 

@@ -51,7 +51,7 @@ def cluster_analyses(data: xr.Dataset, one: Filtered, method: str, images: Seque
     schema.present(data, "norm", "total", "dot", "pixel_sparsity", "reconstruction_error")
     names = parts_of(data, one)
     wanted = ["norm", "total", "dot", "pixel_sparsity", "reconstruction_error"]
-    chosen = data[wanted].sel({"map": names, "method": METHODS[method]}).isel(sample=list(images)).compute()
+    chosen = data[wanted].sel({"map": names, "attribution": METHODS[method]}).isel(sample=list(images)).compute()
     clusters = [int(cluster) for cluster in chosen["cluster"].to_numpy()]
     sizes = [data.sizes.get(dim, 0) for dim in ("channel", "y", "x")]
     entries = int(np.prod(sizes)) or None

@@ -232,9 +232,9 @@ def full_maps(data: xr.Dataset, names: Sequence[str]) -> Iterator[tuple[str, str
         If no full map was kept.
     """
     schema.present(data, "full_map")
-    methods = {theirs: ours for theirs, ours in METHODS.items() if ours in data["method"].to_numpy().tolist()}
-    maps = data["full_map"].sel({"map": list(names), "method": list(methods.values())})
-    corner = maps.sel(map=WHOLE).isel(method=0, channel=0, y=0, x=0, drop=True)
+    methods = {theirs: ours for theirs, ours in METHODS.items() if ours in data["attribution"].to_numpy().tolist()}
+    maps = data["full_map"].sel({"map": list(names), "attribution": list(methods.values())})
+    corner = maps.sel(map=WHOLE).isel(attribution=0, channel=0, y=0, x=0, drop=True)
     kept = np.flatnonzero(corner.notnull().to_numpy())
     if not len(kept):
         raise MissingMeasurementError(
@@ -243,10 +243,10 @@ def full_maps(data: xr.Dataset, names: Sequence[str]) -> Iterator[tuple[str, str
         )
     for start in range(0, len(kept), IMAGES):
         images = kept[start : start + IMAGES]
-        some = maps.isel(sample=images).transpose("map", "method", "sample", "channel", "y", "x")
+        some = maps.isel(sample=images).transpose("map", "attribution", "sample", "channel", "y", "x")
         for at, name in enumerate(names):
             for number, method in enumerate(methods):
-                for image, values in zip(images, some.isel(map=at, method=number).to_numpy(), strict=True):
+                for image, values in zip(images, some.isel(map=at, attribution=number).to_numpy(), strict=True):
                     if np.isfinite(values).any():
                         yield name, method, int(image), values
 
@@ -305,7 +305,7 @@ def _controls(given: _Given) -> None:
 def _decomposition(given: _Given) -> None:
     chosen = spaced_images(given.data.sizes["sample"], given.images)
     for method, ours in METHODS.items():
-        if ours not in given.data["method"].to_numpy().tolist():
+        if ours not in given.data["attribution"].to_numpy().tolist():
             continue
         lines = cluster_analyses(given.data, given.focus, method, chosen)
         for image, line in lines.items():
@@ -337,7 +337,7 @@ def _kinds(only: Sequence[Kind] | None) -> tuple[Kind, ...]:
 
 
 def _notes(data: xr.Dataset, scores: xr.Dataset, sets: Sequence[Filtered]) -> Iterator[str]:
-    found = [str(name) for name in data["method"].to_numpy()]
+    found = [str(name) for name in data["attribution"].to_numpy()]
     for theirs, ours in METHODS.items():
         if ours not in found:
             yield f"{theirs} was not measured: its figures are null; name {ours} in methods of [attributions]"
@@ -350,7 +350,7 @@ def _notes(data: xr.Dataset, scores: xr.Dataset, sets: Sequence[Filtered]) -> It
         yield f"clusterings {', '.join(more)} are left out; name them (--clustering)"
     if "faithfulness" not in scores:
         yield "faithfulness was not measured: its figures are null; give faithfulness = true in [attributions]"
-    lacking = int(scores["mass"].isnull().any(("map", "method")).sum())
+    lacking = int(scores["mass"].isnull().any(("map", "attribution")).sum())
     if lacking:
         yield f"{lacking} of {scores.sizes['sample']} images were not measured, or not all of their maps"
     if silent := int((scores["mass"] == 0).sum()):

@@ -36,7 +36,7 @@ def falls(
     module, x, batch_size, budget_mib
         As for `neurolens.attribution.faithfulness`.
     maps : Dataset
-        ``pixel`` (sample, map, method, y, x), as `entries` gives it, and ``patch`` (…, patch_y, patch_x).
+        ``pixel`` (sample, map, attribution, y, x), as `entries` gives it, and ``patch`` (…, patch_y, patch_x).
     table : study.Attributions
     parts
         Of the cube: "faithfulness", "curves", or both.
@@ -45,7 +45,7 @@ def falls(
 
     Returns
     -------
-    values : variable of these parts → (sample, map, method, level or share) float64
+    values : variable of these parts → (sample, map, attribution, level or share) float64
         NaN of maps without mass.
 
     Raises
@@ -55,7 +55,7 @@ def falls(
     """
 
     def shown(entries: xr.DataArray, wanted: Collection[str], compat: Compat) -> tuple[Array, Array]:
-        """Return logits and log-probabilities (sample, map, method, time)."""
+        """Return logits and log-probabilities (sample, map, attribution, time)."""
 
         def chosen(row: Array) -> list[Array]:
             once = [highest(row, table.drop)] if "faithfulness" in wanted else []
@@ -75,7 +75,7 @@ def falls(
             batch_size=batch_size,
             budget_mib=budget_mib,
             compat=compat,
-        ).transpose("sample", "map", "method", "time")
+        ).transpose("sample", "map", "attribution", "time")
         return found["masked_logit"].to_numpy(), found["masked_log_prob"].to_numpy()
 
     out: dict[str, Array] = {}

@@ -125,7 +125,7 @@ def axes(
         logits_of(module(x), len(x), 1)
     shape = dict(zip(PIXELS, x.shape[1:], strict=True))
     patch_table(xr.DataArray(np.zeros(x.shape[2:], np.float32), dims=PIXELS[1:]), grid=table.grid)
-    found = {"method": Axis(np.array(table.methods, dtype=np.str_))}
+    found = {"attribution": Axis(np.array(table.methods, dtype=np.str_))}
     found |= {dim: Axis(np.arange(table.grid)) for dim in ("patch_y", "patch_x")}
     if table.faithfulness:
         found["level"] = Axis(np.array(LEVELS, dtype=np.str_))
@@ -326,7 +326,7 @@ def _sizes(
     return {
         "sample": len(samples),
         "map": len(sets),
-        "method": len(table.methods),
+        "attribution": len(table.methods),
         "patch_y": table.grid,
         "patch_x": table.grid,
         "level": len(LEVELS),

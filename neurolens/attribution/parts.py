@@ -46,15 +46,15 @@ def decomposed(ds: xr.Dataset, *, entries: int | None = None) -> xr.Dataset:
         shared = dot - total * _beside(total, others) / known
         found["correlation"] = _ratio(shared, spread, others)
         found["mean_abs_correlation"] = _mean_of_pairs(found["correlation"], norm, others).where(complete)
-    if INTEGRAL in texts(parts["method"]):
-        integral = xr.DataArray([method == INTEGRAL for method in texts(parts["method"])], dims="method")
+    if INTEGRAL in texts(parts["attribution"]):
+        integral = xr.DataArray([method == INTEGRAL for method in texts(parts["attribution"])], dims="attribution")
         found["conductance"] = parts["total"].where(integral)
         found["completeness_share"] = score_of(parts, "completeness_share")
     declared = {**schema.ATTRIBUTION_SCORES, **schema.ATTRIBUTION_RESULTS}
-    lead = [dim for dim in norm.dims if dim not in ("map", "method")]
+    lead = [dim for dim in norm.dims if dim not in ("map", "attribution")]
     out = {}
     for name, array in found.items():
-        order = [*lead, "map", "method", *(["mate"] if "mate" in array.dims else [])]
+        order = [*lead, "map", "attribution", *(["mate"] if "mate" in array.dims else [])]
         out[name] = array.transpose(*order)
         if name in declared:
             out[name] = schema.label(out[name], declared[name])

@@ -43,7 +43,7 @@ def map_scores(
 
     Returns
     -------
-    Dataset over (series, sample, map, method), float64, lazy if ``ds`` is
+    Dataset over (series, sample, map, attribution), float64, lazy if ``ds`` is
         ``sparsity``: share of entries that are not needed to hold the mass; of patches also ``gini`` and ``entropy``
         (nats). ``drop``: probability of the scored class minus that without the highest entries, negative if it rises;
         ``relative_drop``, of the probability; ``log_prob_drop``, nats; ``logit_drop``. With Integrated Gradients,
@@ -68,7 +68,7 @@ def map_scores(
     _choice("level", level, LEVELS)
     known = (*(SCORES if level == "patch" else ("sparsity", *DROPS)), "completeness_share", "gap")
     if names is None:
-        integral = INTEGRAL in texts(ds["method"])
+        integral = INTEGRAL in texts(ds["attribution"])
         left_out = () if integral else ("completeness_share",)
         left_out = left_out if integral and "whole" in texts(ds["kind"]) else (*left_out, "gap")
         names = [name for name in known if name not in left_out]
@@ -163,7 +163,7 @@ def score_of(ds: xr.Dataset, name: str, *, level: Level = "patch", mass: float |
 def beside_whole(
     ds: xr.Dataset, *, score: str = "drop", level: Level = "patch", kinds: str | Sequence[str] = "without"
 ) -> tuple[xr.DataArray, xr.DataArray]:
-    """Return a score of the maps of some kinds, (series, sample, map, method), and of the whole, without `map`.
+    """Return a score of the maps of some kinds, (series, sample, map, attribution), and of the whole, without `map`.
 
     Raises
     ------
@@ -174,8 +174,11 @@ def beside_whole(
     """
     require_cube(ds)
     _choice("score", score, SCORES)
-    values = score_of(ds, score, level=level)
-    return values.isel(map=places(ds, kinds)), values.isel(map=whole_of(ds), drop=True)
+    chosen = ds.isel(map=[whole_of(ds), *places(ds, kinds)])  # before they are scored: controls are many
+    values = score_of(
+        chosen.assign_coords({name: coord.compute() for name, coord in chosen.coords.items()}), score, level=level
+    )
+    return values.isel(map=slice(1, None)), values.isel(map=0, drop=True)
 
 
 def each_checkpoint(
@@ -259,7 +262,7 @@ def require_cube(ds: Any) -> None:
         raise SchemaError(
             f"found a {type(ds).__name__}; the Dataset of the cube is needed: run['attributions'].to_dataset()"
         )
-    lacking = [dim for dim in ("sample", "map", "method") if dim not in ds.dims]
+    lacking = [dim for dim in ("sample", "map", "attribution") if dim not in ds.dims]
     if lacking or "kind" not in ds.coords:
         missing = f"dims {lacking}" if lacking else "coordinate 'kind' of 'map'"
         raise SchemaError(
@@ -331,13 +334,13 @@ def _drop(ds: xr.Dataset, name: str, level: str) -> xr.DataArray:
 
 def _completeness(ds: xr.Dataset, name: str) -> xr.DataArray:
     schema.present(ds, "total", "output", "baseline_output")
-    change, methods = ds["output"] - ds["baseline_output"], texts(ds["method"])
+    change, methods = ds["output"] - ds["baseline_output"], texts(ds["attribution"])
     if INTEGRAL not in methods:
         raise SchemaError(f"{name!r} is of {INTEGRAL}, and the methods are {sorted(methods)}; add it to them")
     if name == "gap":
-        whole = ds["total"].isel(map=whole_of(ds), method=methods.index(INTEGRAL), drop=True)
+        whole = ds["total"].isel(map=whole_of(ds), attribution=methods.index(INTEGRAL), drop=True)
         return whole - change
-    total = ds["total"].where(xr.DataArray([method == INTEGRAL for method in methods], dims="method"))
+    total = ds["total"].where(xr.DataArray([method == INTEGRAL for method in methods], dims="attribution"))
     return (total / change.where(change != 0)).transpose(*ds["total"].dims)
 
 

@@ -220,7 +220,7 @@ def masses(
     if not isinstance(maps, xr.DataArray):
         raise SchemaError(
             f"found a {type(maps).__name__}, and one array of maps was needed; give maps['saliency'], or several "
-            "methods as maps[['integrated_gradients', 'saliency']].to_dataarray('method')"
+            "methods as maps[['integrated_gradients', 'saliency']].to_dataarray('attribution')"
         )
     for value, known, name in ((channels, ("summed", "apart"), "channels"), (compat, (None, "seed"), "compat")):
         if value not in known:

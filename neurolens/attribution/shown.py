@@ -210,7 +210,7 @@ class _Writing:
         """Show the samples without what their maps choose."""
         of = self._of
         dims = {"pixel": ("y", "x"), "patch": ("patch_y", "patch_x")}
-        maps = {name: (("sample", "map", "method", *dims[name]), array) for name, array in self._scored.items()}
+        maps = {name: (("sample", "map", "attribution", *dims[name]), array) for name, array in self._scored.items()}
         found = falls(
             of.module,
             x,

@@ -75,7 +75,7 @@ def compare(
 
     Returns
     -------
-    Dataset over the other dims of ``filtered``: of a cube (series, map, method)
+    Dataset over the other dims of ``filtered``: of a cube (series, map, attribution)
         ``n`` pairs of scores; where there is none, the rest is NaN. ``filtered_mean``, ``baseline_mean``,
         ``difference``: means, in the unit of the scores. ``std`` of the differences (ddof 0), ``percentile`` of them
         along ``percent``, ``improved``: share above 0. ``t``, ``p_t``: paired t test, two-sided, and ``d_z``, mean over
@@ -212,7 +212,8 @@ def held_out(
             kinds=kinds,
             classes=classes,
         )
-        return found.drop_vars([name for name in found.data_vars if name in ("chosen_map", "chosen_method")])
+        kept = ("chosen_difference", "chosen_n")  # places along dims are those among the sets of the kinds
+        return found.drop_vars([n for n in found.data_vars if str(n).startswith("chosen_") and n not in kept])
     if baseline is None:
         raise pair_needed("held_out")
     if choose not in ("larger", "smaller"):

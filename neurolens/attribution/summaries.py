@@ -44,7 +44,7 @@ def filtered_summary(
 
     Returns
     -------
-    Dataset over (series, map, method), lazy if ``ds`` is
+    Dataset over (series, map, attribution), lazy if ``ds`` is
         ``n`` samples that have all of the scores, and of each score ``…_mean``, ``…_std`` (ddof 0), and ``…_low``,
         ``…_high``, bounds of the mean by Student's t with the standard error over samples, or, with ``classes``, that
         of the sums of whole classes. NaN where there is no sample; bounds also where there is but one, or one class.
@@ -108,7 +108,7 @@ def filtered_summary(
 
 
 def _plain(array: xr.DataArray) -> xr.DataArray:
-    return array.transpose(..., "map", "method")
+    return array.transpose(..., "map", "attribution")
 
 
 def _members(ds: xr.Dataset, classes: str) -> xr.DataArray:

@@ -126,10 +126,9 @@ def attribution_numbers(
         If there is no such set.
     """
     series = schema.series_dim(ds)
-    places = _measured(ds, series)
-    last = ds.isel({series: int(places[-1])})
-    if "log_prob" in last:
-        last = last.isel(sample=np.flatnonzero(np.asarray(last["log_prob"].notnull())))
+    done = _measured(ds, series)
+    places = np.flatnonzero(done.any(axis=1))
+    last = ds.isel({series: int(places[-1])}).isel(sample=np.flatnonzero(done[places[-1]]))
     described = [name for name in ("map", "attribution", *_OF_MAP) if name in last.coords]
     last = last.assign_coords({name: (last[name].dims, held(last[name])) for name in described})
     notes: list[str] = []
@@ -161,20 +160,24 @@ def attribution_numbers(
 
 
 def _measured(ds: xr.Dataset, series: str) -> np.ndarray:
-    """Return the positions of the checkpoints that hold a number."""
-    known = next((name for name in ("log_prob", "mass", "output") if name in ds), None)
-    if known is None:
-        raise MissingMeasurementError(
-            f"found {', '.join(map(str, ds.data_vars)) or 'nothing'}, and neither answers nor maps were measured; "
-            "`neurolens run STUDY --only attributions` measures them"
-        )
-    array = ds[known]
-    done = array.notnull().any([d for d in array.dims if d != series]).values
-    if not done.any():
-        raise MissingMeasurementError(
-            "no checkpoint has attributions yet; `neurolens run STUDY --only attributions` measures them"
-        )
-    return np.flatnonzero(done)
+    """Return of which images there are maps at each checkpoint, or answers where there are no maps; (series, sample).
+
+    Raises
+    ------
+    MissingMeasurementError
+        If there are neither.
+    """
+    for name in ("mass", "log_prob"):
+        if name in ds:
+            array = ds[name].isel(map=texts(ds["map"]).index(WHOLE)) if "map" in ds[name].dims else ds[name]
+            known = array.notnull().any([d for d in array.dims if d not in (series, "sample")])
+            done = np.asarray(known.transpose(series, "sample"))
+            if done.any():
+                return done
+    raise MissingMeasurementError(
+        "no checkpoint has attributions yet, neither maps nor answers; `neurolens run STUDY --only attributions` "
+        "measures them"
+    )
 
 
 def _focus(last: xr.Dataset, filtered: str | None) -> tuple[str, tuple[str, str]]:
@@ -238,6 +241,8 @@ def _controls(drops: xr.DataArray) -> dict[str, Any]:
     _, whole = _of_kind(drops, ())
     observed, draws = (array.mean("sample") for array in split_controls(drops - whole))
     known = np.asarray(observed.notnull().any("map"))
+    if not known.any():
+        return {}
     observed, draws = observed.isel(attribution=known), draws.isel(attribution=known)
     found = control(observed, draws, alternative="two-sided")
     return {"observed": observed, "draws": draws, "control": found}
@@ -250,6 +255,8 @@ def _classes(drops: xr.DataArray, last: xr.Dataset, focus: str) -> dict[str, Any
     _, whole = _of_kind(drops, ())
     one = drops.isel(map=names.index(focus))
     known = np.asarray(one.notnull().any("sample"))
+    if not known.any():
+        return {}
     found = per_class(one.isel(attribution=known), whole.isel(attribution=known))
     if "class" in last.coords:
         called = texts(last["class"])
@@ -286,7 +293,7 @@ def _parts(last: xr.Dataset, clustering: tuple[str, str]) -> dict[str, xr.DataAr
         mates = made["cosine"].sel(mate=held(last["cluster"])[parts].tolist())
         found["norms"] = made["norm_share"].transpose("sample", "map", "attribution")
         found["cosine"] = mates.mean("sample").rename(mate="other").transpose("map", "other", "attribution")
-    return found
+    return {name: array for name, array in found.items() if bool(array.notnull().any())}
 
 
 def _over(ds: xr.Dataset, clustering: tuple[str, str], level: str, resamples: int, seed: int) -> xr.Dataset | None:
@@ -302,6 +309,8 @@ def _over(ds: xr.Dataset, clustering: tuple[str, str], level: str, resamples: in
             drops = drops.isel(
                 attribution=np.asarray(drops.isel(map=1).notnull().any(["sample", schema.series_dim(drops)]))
             )
+            if not drops.sizes["attribution"]:
+                return None
             rest, whole = drops.isel(map=slice(1, None)), drops.isel(map=0, drop=True)
             return compare(rest, whole, classes=_by(drops), bootstrap=resamples, flips=0, seed=seed)
     return None

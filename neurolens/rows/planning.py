@@ -1,7 +1,7 @@
 """What a study wants of a cube, against what its store holds: the plan of rows."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -120,13 +120,14 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
                 for part, config in parts.items()
             }
             bases = {part: keys[part] for part in holding}
-            sets = {}
+            sets, added = {}, []
             for part in holding:
                 entry = None if ledger is None else ledger.entry(position, block, part)
                 held = {} if entry is None else held_sets(entry, bases[part], ids)
                 sets[part] = {**held, **wanted}  # of what is not wanted now, a row keeps what it has
                 keys[part] = sets_key(bases[part], sets[part])
-            row = _row(checkpoint, position, block, keys, ledger, asked)
+                added += [part] if held else []
+            row = _row(checkpoint, position, block, keys, ledger, asked, added)
             rows.append(replace(row, sets=sets, bases=bases) if holding else row)
     named = {row.position for row in rows}
     kept = () if ledger is None else tuple(sorted(ledger.done_positions - named))
@@ -220,8 +221,12 @@ def _row(
     keys: Mapping[str, str],
     ledger: "Ledger | None",
     asked: tuple[int, ...],
+    added: Sequence[str] = (),
 ) -> Row:
-    """Class one row by its parts: failed before stale before missing before done."""
+    """Class one row by its parts: failed before stale before missing before done.
+
+    Of parts that are ``added`` to, what is there is kept.
+    """
     missing, states, why = [], set(), []
     for part, wanted in keys.items():
         entry = ledger.entry(position, block, part) if ledger is not None else None
@@ -232,7 +237,7 @@ def _row(
             states.add("missing")
         elif entry.state == "done":
             states.add("stale")
-            why.append(_stale(entry, checkpoint))
+            why.append(_stale(entry, checkpoint, part in added))
         else:
             states.add("failed")
             why.append(entry.error)
@@ -255,11 +260,13 @@ def _row(
     )
 
 
-def _stale(entry: "LedgerRow", checkpoint: "Checkpoint") -> str:
+def _stale(entry: "LedgerRow", checkpoint: "Checkpoint", added: bool) -> str:
     """Say what has changed since a part was measured: the checkpoint's bytes, or what else is in its key."""
+    if added:
+        return "sets of units were added"
     measured = json.loads(entry.provenance or "{}")
     if "imported_from" in measured:
         return f"adopted from {measured['imported_from']}"
     if measured.get("digest") not in (None, checkpoint.digest):
         return "the checkpoint file changed"
-    return "the network, a setting, what is asked for, or the measurement's version changed"
+    return "the network, a setting or the measurement's version changed"

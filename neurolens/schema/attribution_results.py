@@ -2,9 +2,9 @@
 
 from neurolens.schema.records import SERIES, Variable
 
-_MAP = (SERIES, "sample", "map", "method")
+_MAP = (SERIES, "sample", "map", "attribution")
 _SAMPLE = (SERIES, "sample")
-_GRID = (SERIES, "map", "method")
+_GRID = (SERIES, "map", "attribution")
 _SAMEK = "Samek et al. 2017"
 _BOOTSTRAP = "Efron and Tibshirani 1993, section 13.3"
 _WHOLE_CLASSES = "Field and Welsh 2007"

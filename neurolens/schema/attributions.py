@@ -4,7 +4,7 @@ from neurolens.schema.records import SERIES, Cube, Part, Variable
 from neurolens.schema.samples import SAMPLES
 
 _SAMPLE = (SERIES, "sample")
-_MAP = (*_SAMPLE, "map", "method")
+_MAP = (*_SAMPLE, "map", "attribution")
 _OF_UNITS = (
     Variable("unit", ("unit",), "int64", "1", "number of the unit, in order of the layers"),
     Variable("layer", ("unit",), "str", "", "layer of the unit"),
@@ -62,7 +62,7 @@ def _class_of_sample(name: str, description: str) -> Variable:
 
 ATTRIBUTIONS = Cube(
     "attributions",
-    (SERIES, "sample", "map", "method", "patch_y", "patch_x", "level", "mate", "share", "channel", "y", "x"),
+    (SERIES, "sample", "map", "attribution", "patch_y", "patch_x", "level", "mate", "share", "channel", "y", "x"),
     (
         Part(
             "answers",
@@ -188,7 +188,9 @@ ATTRIBUTIONS = Cube(
         Variable("of", ("map",), "str", "", "map that a control is matched with; empty otherwise"),
         Variable("draw", ("map",), "int64", "1", "number of the control; -1 otherwise"),
         Variable("kept", ("map",), "int64", "1", "units of the set; -1 for the whole, and where checkpoints differ"),
-        Variable("method", ("method",), "str", "", "integrated_gradients, saliency, input_x_gradient, captum.…"),
+        Variable(
+            "attribution", ("attribution",), "str", "", "integrated_gradients, saliency, input_x_gradient, captum.…"
+        ),
         Variable("level", ("level",), "str", "", "what is taken away: pixel or patch"),
         Variable("mate", ("mate",), "int64", "1", "number of the other cluster"),
         Variable("share", ("share",), "float64", "1", "share of the patches that is taken away, or put in"),
