@@ -80,6 +80,8 @@ def _of_clusters(ds: xr.Dataset, series: str) -> list[str]:
     if not ds["measured"].any() or "unit_cluster" not in ds:
         return []
     last = ds.isel({series: ds["measured"].values}).isel({series: slice(-1, None)})
+    if not last["unit_cluster"].notnull().all():
+        return []
     found = cluster_summary(last[["rate", "mean", "variance"]], clusters_of(last)).isel({series: 0})
     header = ("layer", *(f"k = {k}" for k in found["k"].values))
     lines = []

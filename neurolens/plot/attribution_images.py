@@ -16,7 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from neurolens.attribution.reading import INTEGRAL, texts
 from neurolens.attribution.scores import count_of, order, sparsity
 from neurolens.errors import MissingMeasurementError, SchemaError, nearest
-from neurolens.plot.attribution_effects import method_name
+from neurolens.plot.attribution_names import method_name
 from neurolens.plot.attribution_pixels import mass_of, parts_of, signed_of
 from neurolens.plot.style import BLUE, GREY, INK, VERMILLION, cut, styled
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from neurolens.errors import SchemaError
 from neurolens.inference import normal_interval
-from neurolens.plot.attribution_effects import method_name, short_sets
+from neurolens.plot.attribution_names import method_name, short_sets
 from neurolens.plot.style import (
     BLUE,
     COLOURS,

@@ -15,8 +15,6 @@ from neurolens.plot.attribution_effects import (
     effect_forest,
     effects_over_checkpoints,
     forest_height,
-    method_name,
-    short_sets,
 )
 from neurolens.plot.attribution_images import (
     ShownImages,
@@ -25,6 +23,7 @@ from neurolens.plot.attribution_images import (
     overlays_size,
     panels_size,
 )
+from neurolens.plot.attribution_names import method_name, short_sets
 from neurolens.plot.attribution_numbers import AttributionNumbers, attribution_numbers
 from neurolens.plot.attribution_parts import (
     cluster_shares,

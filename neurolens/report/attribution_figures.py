@@ -9,7 +9,8 @@ import xarray as xr
 from neurolens.attribution.reading import accuracy
 from neurolens.errors import NeurolensError
 from neurolens.plot import AttributionNumbers, ClusterNumbers, RunPictures
-from neurolens.plot.attribution_effects import ALPHA, method_name
+from neurolens.plot.attribution_effects import ALPHA
+from neurolens.plot.attribution_names import method_name
 from neurolens.plot.attribution_pictures import remarkable, strongest
 from neurolens.report.records import Fact, FigureTable, KeyFigure, Section
 from neurolens.study import Study

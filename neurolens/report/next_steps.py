@@ -46,6 +46,8 @@ def next_steps(
             steps.append(Step(purpose, f"neurolens gallery {study_file}"))
     if "abs_sum" in cubes.get("units", ()):
         steps += _of_units(study, url, study_file)
+    if "total" in cubes.get("attributions", ()):
+        steps += _of_attributions(url, study_file if study is not None else url)
     return [*steps, *_of_study(study, study_file), _kept(study, url, study_file)]
 
 
@@ -76,6 +78,16 @@ def _of_units(study: Study | None, url: str, study_file: str) -> list[Step]:
         command = f"neurolens run {study_file} --set units.classes=true"
         steps.append(Step("Find units that are silent for some classes only:", command))
     return steps
+
+
+def _of_attributions(url: str, run: str) -> list[Step]:
+    code = (
+        f"{_opened(url, 'attributions')}\nds = ds.isel({{neurolens.schema.series_dim(ds): -1}})\n"
+        "neurolens.attribution.held_out(ds)"
+    )
+    steps = [Step("Choose the filter with the largest effect on half of the classes, and test it on the others:", code)]
+    panels = "Look at the maps of twenty images, evenly spaced:"
+    return [*steps, Step(panels, f"neurolens plot {run} --only attributions --panels 20")]
 
 
 def _of_study(study: Study | None, study_file: str) -> list[Step]:
