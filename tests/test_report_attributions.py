@@ -127,6 +127,7 @@ def test_write_report__has_a_section_with_its_pictures(study, tmp_path):
     assert "They are 16 images of 10 of 10 classes." in words
     assert "mean adjusted Rand index" in words
     assert '<a href="#attributions">Attributions</a>' in text
+    assert "neurolens.attribution.held_out(ds)" in text
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', text))
 
 
