@@ -256,16 +256,26 @@ def _largest(values: Array, *, top: int) -> Array:
     out = np.empty((*lead, top), np.result_type(values.dtype, np.float32))
     step = max(1, _AT_ONCE // max(1, values[:1].size))
     for start in range(0, len(values), step):
-        part = values[start : start + step]
-        part = (part - part.mean(axis=-1, dtype=np.float64, keepdims=True)).astype(out.dtype)
+        part = np.array(values[start : start + step], dtype=out.dtype, order="C")
+        part -= part.mean(axis=-1, dtype=np.float64, keepdims=True).astype(out.dtype)
         out[start : start + step] = _of_largest(part, top)
     return out
 
 
 def _of_largest(values: Array, top: int) -> Array:
-    at = np.argpartition(np.abs(values), values.shape[-1] - top, axis=-1)[..., -top:]
-    found = np.take_along_axis(values, at, axis=-1)
-    return np.take_along_axis(found, np.argsort(np.abs(found), axis=-1, kind="stable"), axis=-1)
+    """Return the ``top`` largest by magnitude of float (…, N), in rising order.
+
+    Their bits are turned by one place, so that magnitudes come first and signs last, and are sorted as whole numbers:
+    a partial sort of numbers is several times as fast as one of places.
+    """
+    kind = np.dtype(f"u{values.dtype.itemsize}")
+    one, rest = kind.type(1), kind.type(8 * kind.itemsize - 1)
+    bits = np.ascontiguousarray(values).view(kind)
+    keys = (bits << one) | (bits >> rest)
+    if top < keys.shape[-1]:
+        keys.partition(keys.shape[-1] - top, axis=-1)
+    largest = np.sort(keys[..., keys.shape[-1] - top :], axis=-1)
+    return np.asarray(((largest >> one) | (largest << rest)).view(values.dtype))
 
 
 def _enough(top: int, count: int) -> None:

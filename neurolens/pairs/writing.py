@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 DIMS = {"value": ("head", "d", "unit"), "output": ("feature", "head", "d"), "constant": ("head", "feature")}
 PAIRED = ("sample", "unit", "head")
 BLOCK = 256  # samples that are copied at once
+CHUNK = 2**24  # bytes of vectors that are built at once, or those of a head
 ROUNDING = 8
 """So many units in the last place are nothing: of a vector against its matrices, of scalars against the largest."""
 
@@ -77,6 +78,8 @@ def required(factors: xr.Dataset) -> xr.Dataset:
                 f"{name!r} has dims {factors[name].dims}, and {dims} were needed; select by lists, as in "
                 "factors(pool).isel(unit=[624], head=[21])"
             )
+    if [*factors] == [*DIMS] and all(factors[name].dims == dims for name, dims in DIMS.items()):
+        return factors
     return factors[list(DIMS)].assign({name: factors[name].transpose(*dims) for name, dims in DIMS.items()})
 
 
@@ -254,7 +257,7 @@ def write(scalar: Array, value: Array, output: Array) -> Array:
 
 
 def pair_vectors(factors: xr.Dataset) -> xr.DataArray:
-    """Return the fixed vectors themselves, lazy, a head at a time: select the pairs before computing them.
+    """Return the fixed vectors themselves, lazy, a few heads at a time: select the pairs before computing them.
 
     Parameters
     ----------
@@ -270,7 +273,9 @@ def pair_vectors(factors: xr.Dataset) -> xr.DataArray:
     SchemaError
         If ``factors`` are none.
     """
-    fixed = required(factors).chunk({"head": 1})
+    fixed = required(factors)
+    size = fixed.sizes["unit"] * fixed.sizes["feature"] * fixed["value"].dtype.itemsize
+    fixed = fixed.chunk({"head": max(1, CHUNK // max(1, size))})
     lazy: xr.DataArray = xr.apply_ufunc(
         lambda value, output: np.matmul(np.swapaxes(value, -1, -2), np.swapaxes(output, -1, -2)),
         fixed["value"],
