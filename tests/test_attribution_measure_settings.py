@@ -39,7 +39,7 @@ def test_parts__are_those_of_the_options():
     assert parts(Attributions(faithfulness=False)) == ("answers", "maps")
 
 
-def test_axes__are_those_that_the_parts_need():
+def test_axes__are_those_that_the_parts_need_and_the_size_of_a_map():
     network, samples = residual(), pictures(3)
     found = {dim: axis.ids.tolist() for dim, axis in axes(network, samples, PLAIN).items()}
     patches = list(range(4))
@@ -48,12 +48,15 @@ def test_axes__are_those_that_the_parts_need():
         "patch_y": patches,
         "patch_x": patches,
         "level": ["pixel", "patch"],
+        "channel": [0, 1, 2],
+        "y": list(range(10)),
+        "x": list(range(10)),
     }
     every = axes(network, samples, ALL)
-    assert set(every) == {*found, "share", "channel", "y", "x"}
-    assert [len(every[dim]) for dim in ("share", "channel", "y", "x")] == [11, 3, 10, 10]
+    assert set(every) == {*found, "share"}
+    assert len(every["share"]) == 11
     reduced = axes(network, samples, Attributions(grid=4, faithfulness=False, reduced=True))
-    assert set(reduced) == {"attribution", "patch_y", "patch_x", "y", "x"}
+    assert set(reduced) == {"attribution", "patch_y", "patch_x", "channel", "y", "x"}
 
 
 def test_block_size__is_the_tables():

@@ -131,11 +131,7 @@ def axes(
         found["level"] = Axis(np.array(LEVELS, dtype=np.str_))
     if table.curves:
         found["share"] = Axis(np.array(SHARES))
-    if table.full:
-        found["channel"] = Axis(np.arange(shape["channel"]))
-    if table.full or table.reduced:
-        found |= {dim: Axis(np.arange(shape[dim])) for dim in ("y", "x")}
-    return found
+    return found | {dim: Axis(np.arange(shape[dim])) for dim in PIXELS}  # always: correlations take the size of a map
 
 
 def measure(
