@@ -32,8 +32,8 @@ from neurolens.pairs import (
     ScalarTotals,
     ablate,
     directions,
-    embeddings,
     factors,
+    image_embeddings,
     majority,
     pair_norms,
     pair_vectors,
@@ -108,7 +108,7 @@ def collection(size: dict[str, int], images: int, by_force: int) -> None:
     """Print milliseconds an image, and bytes."""
     pool = random_pool(**size)
     maps, tensors = random_maps(pool, images), tensors_of(pool)
-    exact = embeddings(pool, maps)
+    exact = image_embeddings(pool, maps)
     scalars(pool, maps[:16], embedding=exact[:16])
     slow, fast, checked = [], [], []
     for i in range(by_force):
@@ -138,7 +138,7 @@ def end_to_end(size: dict[str, int], images: int, turns: int) -> None:
     """Print seconds from maps to the principal direction, sign and norms of every pair."""
     pool = random_pool(**size)
     maps, tensors = random_maps(pool, images), tensors_of(pool)
-    exact = embeddings(pool, maps)
+    exact = image_embeddings(pool, maps)
 
     def reference() -> Any:
         r = np.empty((images, pool.heads, pool.units, pool.features), np.float32)
@@ -186,7 +186,7 @@ def large(size: dict[str, int], images: int) -> None:
     pool = random_pool(**size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     maps = random_maps(pool, 16)
-    exact = embeddings(pool, maps)
+    exact = image_embeddings(pool, maps)
     totals, measuring, adding = ScalarTotals(ranks=TOP), 0.0, 0.0
     for start in range(0, images, 16):
         seconds, found = timed(lambda: scalars(pool, maps, embedding=exact))
@@ -231,7 +231,7 @@ def ablation(size: dict[str, int], images: int, turns: int) -> None:
     """Print milliseconds an image of mean ablation."""
     pool = random_pool(**size)
     maps = random_maps(pool, images)
-    scalar, fixed = scalars(pool, maps, embedding=embeddings(pool, maps))["scalar"], factors(pool)
+    scalar, fixed = scalars(pool, maps, embedding=image_embeddings(pool, maps))["scalar"], factors(pool)
     mask = percentile_mask(pair_norms(scalar, fixed, top=min(TOP, images)), 90)
     mean: xr.DataArray = scalar.mean("sample", dtype=np.float64)
     taken = [timed(lambda: ablate(scalar, fixed, mask, mean=mean))[0] / images for _ in range(turns)]

@@ -13,8 +13,8 @@ from neurolens.pairs import (
     ablate,
     ablation_curve,
     curve_difference,
-    embeddings,
     factors,
+    image_embeddings,
     pair_norms,
     percentile_mask,
     scalars,
@@ -53,7 +53,7 @@ def test_ablate__is_that_of_whole_arrays(seed, kept):
 def test_ablate__of_nothing_and_of_all():
     pool = random_pool()
     maps = random_maps(pool)
-    scalar, fixed, whole = scalars(pool, maps)["scalar"], factors(pool), embeddings(pool, maps)
+    scalar, fixed, whole = scalars(pool, maps)["scalar"], factors(pool), image_embeddings(pool, maps)
     every = xr.ones_like(scalar[0], dtype=bool)
     np.testing.assert_allclose(ablate(scalar, fixed, every), whole, atol=1e-10)
     np.testing.assert_allclose(ablate(scalar, fixed, ~every), np.broadcast_to(whole.mean(axis=0), whole.shape))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pairs_cases import golden_maps, golden_pool, long_way, random_maps, random_pool
 
 from neurolens.errors import ModelMismatchError, NonFiniteError, SchemaError
-from neurolens.pairs import Pool, embeddings, factors, resampled, scalars
+from neurolens.pairs import Pool, factors, image_embeddings, resampled, scalars
 
 
 def test_scalars__of_the_golden_pool():
@@ -60,7 +60,7 @@ def test_scalars__are_the_long_way(seed, units, heads, head_dim, features, class
     wanted = long_way(pool, maps)
     np.testing.assert_allclose(contributions(pool, found), wanted, atol=1e-10)
     np.testing.assert_allclose(found["embedding"], wanted.sum(axis=(1, 2)), atol=1e-10)
-    np.testing.assert_allclose(embeddings(pool, maps), wanted.sum(axis=(1, 2)), atol=1e-10)
+    np.testing.assert_allclose(image_embeddings(pool, maps), wanted.sum(axis=(1, 2)), atol=1e-10)
     np.testing.assert_allclose(found["patch"] + found["mean_token"] + found["position"], found["scalar"], atol=1e-12)
     assert (found["completeness"] < 1e-8).all()
 
@@ -114,13 +114,13 @@ def test_scalars__are_checked_where_asked():
     maps = random_maps(pool)
     found = scalars(pool, maps, check_every=3, batch=2)["completeness"]
     assert np.isfinite(found).to_numpy().tolist() == [True, False, False, True, False, False, True]
-    assert scalars(pool, maps, embedding=embeddings(pool, maps), check_every=3)["completeness"].notnull().all()
+    assert scalars(pool, maps, embedding=image_embeddings(pool, maps), check_every=3)["completeness"].notnull().all()
 
 
 def test_scalars__that_do_not_add_up_are_refused():
     pool = random_pool()
     maps = random_maps(pool)
-    right = embeddings(pool, maps)
+    right = image_embeddings(pool, maps)
     wrong = right.copy()
     wrong[4] *= 1.001
     with pytest.raises(

@@ -12,7 +12,6 @@ from neurolens.errors import SchemaError
 from neurolens.pairs import (
     ScalarTotals,
     dead_pairs,
-    dead_vectors,
     directions,
     factors,
     majority,
@@ -165,16 +164,16 @@ def test_dead_pairs__have_no_vector_or_do_not_vary():
     fixed["value"][0, :, 5] = 0
     found = dead_pairs(scalar, fixed)
     assert np.argwhere(found.to_numpy()).tolist() == [[3, 1], [4, 0], [5, 0]]
-    assert np.argwhere(dead_vectors(fixed).to_numpy()).tolist() == [[5, 0]]
+    assert np.argwhere((vector_norms(fixed) == 0).to_numpy()).tolist() == [[5, 0]]
     assert np.isnan(directions(fixed)["direction"].isel(unit=5, head=0)).all()
 
 
-def test_dead_vectors__see_through_rounding():
+def test_vector_norms__see_through_rounding():
     pool = random_pool(units=3, heads=1, head_dim=4, features=2, dtype=np.float32)
     fixed = factors(pool).copy(deep=True)
     basis = np.linalg.svd(pool.W_o)[2][2:]  # what the output does not read
     fixed["value"][0, :, 1] = basis[0] * 100
-    assert dead_vectors(fixed).to_numpy().tolist() == [[False], [True], [False]]
+    assert (vector_norms(fixed) == 0).to_numpy().tolist() == [[False], [True], [False]]
 
 
 def test_strengths__of_the_golden_pool():

@@ -19,6 +19,7 @@ from neurolens.pairs import (
     text_scores,
     top_pairs,
     top_phrases,
+    vector_norms,
 )
 
 
@@ -53,6 +54,9 @@ def test_text_scores__of_dead_pairs_and_of_signs():
     assert np.argwhere(scores[0].isnull().to_numpy()).tolist() == [[3, 1]]
     assert (text_scores(fixed, texts, scale="dot")[:, 3, 1] == 0).all()
     assert (top_pairs(scores, k=15)["score"].notnull()).all()
+    xr.testing.assert_identical(text_scores(fixed, texts, norms=vector_norms(fixed)), scores)
+    with pytest.raises(SchemaError, match="7 along 'unit', and factors of 8"):
+        text_scores(fixed, texts, norms=vector_norms(fixed)[1:])
     sign = directions(fixed, sign="majority", scalar=found["scalar"], top=5)["sign"]
     xr.testing.assert_allclose(text_scores(fixed, texts, sign=sign), scores * sign)
     sign[2, 0] = 0

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
         read_templates,
         write_embeddings,
     )
-    from neurolens.pairs.pool import Pool, embeddings, resampled
+    from neurolens.pairs.pool import Pool, image_embeddings, resampled
     from neurolens.pairs.reconstruction import reconstruct
     from neurolens.pairs.retrieval import inertia, retrieve, sinks, top_images, without_sink
     from neurolens.pairs.strength import strengths, unit_gram, unit_norms
     from neurolens.pairs.text import heat_maps, logit_attribution, text_scores, top_pairs, top_phrases
     from neurolens.pairs.totals import ScalarTotals
-    from neurolens.pairs.writing import along, dead_vectors, factors, pair_vectors, vector_norms
+    from neurolens.pairs.writing import along, factors, pair_vectors, vector_norms
 
 _HOMES = {
     "PASCAL_CONTEXT": "phrases",
@@ -40,13 +40,12 @@ _HOMES = {
     "check_activation": "adapters",
     "curve_difference": "ablation",
     "dead_pairs": "norms",
-    "dead_vectors": "writing",
     "directions": "norms",
     "embed_phrases": "phrases",
-    "embeddings": "pool",
     "factors": "writing",
     "head_components": "components",
     "heat_maps": "text",
+    "image_embeddings": "pool",
     "imagenet_classes": "phrases",
     "inertia": "retrieval",
     "logit_attribution": "text",
@@ -92,13 +91,12 @@ __all__ = [
     "check_activation",
     "curve_difference",
     "dead_pairs",
-    "dead_vectors",
     "directions",
     "embed_phrases",
-    "embeddings",
     "factors",
     "head_components",
     "heat_maps",
+    "image_embeddings",
     "imagenet_classes",
     "inertia",
     "logit_attribution",

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from neurolens.errors import ModelMismatchError, NonFiniteError, SchemaError
-from neurolens.pairs.pool import Pool, checked_maps, embeddings, softmax, tokens_of
+from neurolens.pairs.pool import Pool, checked_maps, image_embeddings, softmax, tokens_of
 from neurolens.pairs.writing import factors, write
 
 Array = npt.NDArray[Any]
@@ -97,7 +97,7 @@ def scalars(
         total[part] = write(s.transpose(0, 2, 1), value, output) + bias
         rows = np.arange(part.start, part.stop)
         rows = rows if reference is not None else rows[rows % check_every == 0]
-        exact = embeddings(pool, given[rows]) if reference is None else reference[rows]
+        exact = image_embeddings(pool, given[rows]) if reference is None else reference[rows]
         residual[rows] = distance(total[rows], exact)
         _require_complete(residual[part], tolerance, start, total[rows], exact)
         with np.errstate(over="ignore"):

@@ -10,7 +10,6 @@ from neurolens.errors import SchemaError, nearest
 from neurolens.pairs.writing import (
     PAIRED,
     ROUNDING,
-    dead_vectors,
     matched,
     pair_vectors,
     required,
@@ -68,7 +67,8 @@ def directions(
     fixed = required(factors)
     if sign not in SIGNS:
         raise SchemaError(f"sign={sign!r} is unknown; {nearest(str(sign), SIGNS)}")
-    dead, norms = dead_vectors(fixed), vector_norms(fixed)
+    norms = vector_norms(fixed)
+    dead = norms == 0
     signs = xr.ones_like(norms, dtype=np.int8)
     if sign == "majority":
         if scalar is None:
@@ -79,7 +79,7 @@ def directions(
         {
             "direction": pair_vectors(fixed) * scale,
             "sign": signs.assign_attrs(long_name="sign of the direction against u; 0 is a tie", units="1"),
-            "dead": dead.assign_attrs(long_name="the vector is 0", units="1"),
+            "dead": dead.drop_attrs().assign_attrs(long_name="the vector is 0", units="1"),
         }
     )
 
@@ -194,7 +194,7 @@ def dead_pairs(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset) -> xr.Dat
         std = cube.astype(np.float64).std("sample")
         largest = abs(cube).max("sample").astype(np.float64)
         eps = float(np.finfo(cube.dtype).eps)
-    dead = dead_vectors(fixed) | (std <= ROUNDING * eps * largest)
+    dead = (vector_norms(fixed) == 0) | (std <= ROUNDING * eps * largest)
     return dead.transpose("unit", "head").rename("dead")
 
 

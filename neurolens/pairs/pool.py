@@ -184,7 +184,7 @@ def _bilinear(old: int, new: int) -> Array:
     return weights
 
 
-def embeddings(pool: Pool, maps: npt.ArrayLike) -> Array:
+def image_embeddings(pool: Pool, maps: npt.ArrayLike) -> Array:
     """Run the pool in its textbook form: a key and a value for every token. Slow, and what `scalars` is checked by.
 
     Parameters

@@ -143,7 +143,7 @@ def directed(texts: Any, fixed: xr.Dataset) -> xr.DataArray:
 
 
 def vector_norms(factors: xr.Dataset) -> xr.DataArray:
-    """Return the length of the fixed vector of every pair, ‖u‖, without building it.
+    """Return the length of the fixed vector of every pair, ‖u‖, without building it. **Eager**.
 
     Parameters
     ----------
@@ -153,6 +153,7 @@ def vector_norms(factors: xr.Dataset) -> xr.DataArray:
     Returns
     -------
     float64, (unit, head), in the unit of the embedding per unit of the activation
+        0 where it is no more than rounding of its matrices: the pair is dead, it writes nothing at any image.
 
     Raises
     ------
@@ -160,34 +161,13 @@ def vector_norms(factors: xr.Dataset) -> xr.DataArray:
         If ``factors`` are none.
     """
     fixed = required(factors)
-    triangles = _triangles(fixed["output"].to_numpy())
-    norms = np.linalg.norm(triangles @ fixed["value"].to_numpy().astype(np.float64), axis=1)
+    eps = np.finfo(fixed["value"].dtype).eps
+    value, output = (fixed[name].to_numpy().astype(np.float64) for name in ("value", "output"))
+    norms = np.linalg.norm(_triangles(output) @ value, axis=1)
+    scale = np.linalg.norm(value, axis=1) * np.linalg.norm(output, axis=(0, 2))[:, None]
+    norms[norms <= ROUNDING * eps * scale] = 0
     array = named(norms.T, ("unit", "head"), fixed)
     return array.rename("vector_norm").assign_attrs(long_name="length of the fixed vector of a pair", units="embedding")
-
-
-def dead_vectors(factors: xr.Dataset) -> xr.DataArray:
-    """Tell which pairs write nothing at any image: ‖u‖ is 0, or no more than rounding of its matrices.
-
-    Parameters
-    ----------
-    factors
-        As `factors` gives them.
-
-    Returns
-    -------
-    bool, (unit, head)
-
-    Raises
-    ------
-    SchemaError
-        If ``factors`` are none.
-    """
-    fixed = required(factors)
-    value, output = fixed["value"].to_numpy(), fixed["output"].to_numpy()
-    scale = np.linalg.norm(value.astype(np.float64), axis=1).T * np.linalg.norm(output.astype(np.float64), axis=(0, 2))
-    norms = vector_norms(fixed)
-    return norms.copy(data=norms.to_numpy() <= ROUNDING * np.finfo(value.dtype).eps * scale).rename("dead")
 
 
 def along(factors: xr.Dataset, texts: Any) -> xr.DataArray:
@@ -325,7 +305,7 @@ def _along(vectors: Array, value: Array, output: Array) -> Array:
 
 def _triangles(output: Array) -> Array:
     """Return R (head, ≤ d, d) of Wo_h = QR: lengths after R are those after Wo_h, without squares that cancel."""
-    return np.stack([np.linalg.qr(output[:, h].astype(np.float64), mode="r") for h in range(output.shape[1])])
+    return np.stack([np.linalg.qr(output[:, h], mode="r") for h in range(output.shape[1])])
 
 
 def named(values: Array, dims: tuple[str, ...], fixed: xr.Dataset) -> xr.DataArray:
