@@ -292,13 +292,17 @@ def test_basis_gradients__work_where_gradients_are_switched_off():
     xr.testing.assert_identical(off, expected)
 
 
-def test_basis_gradients__stay_within_the_budget():
+@pytest.mark.parametrize("way", ["alone", "same", "bfloat16"])
+def test_basis_gradients__stay_within_the_budget(way):
     module, x = dense_net(), pictures(2, side=64)
     cuts = find_cuts(module, ["features.denseblock?"], x)
+    cuts, cotangents = (replace(cuts, together=None), "same") if way == "alone" else (cuts, way)
     found = plan(grid(cuts))
     budget = 8.0
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        basis = basis_gradients(module, x, cuts, found, steps=50, batch_size=1000, budget_mib=budget)
+        basis = basis_gradients(
+            module, x, cuts, found, steps=50, batch_size=1000, budget_mib=budget, cotangents=cotangents
+        )
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
     assert 1 < basis.attrs["batch_size"] < 102
