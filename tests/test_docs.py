@@ -30,7 +30,7 @@ DOCUMENTED = set(re.findall(r"^::: ([\w.]+)$", REFERENCE, re.M))
 
 def public_names():
     yield from (f"neurolens.{name}" for name in neurolens.__all__ if not inspect.ismodule(getattr(neurolens, name)))
-    for module in ("attribution", "mortality", "samples", "store", "plot", "report", "units"):
+    for module in ("attribution", "mortality", "pairs", "samples", "store", "plot", "report", "units"):
         yield from (f"neurolens.{module}.{name}" for name in importlib.import_module(f"neurolens.{module}").__all__)
 
 

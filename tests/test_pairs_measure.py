@@ -1,5 +1,6 @@
 """The pool's matrices, and the scalar of every pair."""
 
+import tracemalloc
 from dataclasses import fields, replace
 
 import numpy as np
@@ -107,6 +108,22 @@ def test_scalars__are_blind_to_batches_and_keep_samples():
     assert one["attention"].sum("token").to_numpy() == pytest.approx(1)
     layout = one["scalar"].transpose("sample", "head", "unit").to_numpy()
     assert layout.flags.c_contiguous
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_scalars__keep_to_their_memory(split):
+    pool = random_pool(512, 8, 64, 32, grid=(7, 7), dtype=np.float32)
+    maps = random_maps(pool, 64)
+    options = {"embedding": image_embeddings(pool, maps), "split": split, "batch": 16}
+    scalars(pool, maps, **options)
+    tracemalloc.start()
+    try:
+        found = scalars(pool, maps, **options)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    held = 2 * 50 + 4 * 8 + (50 + 3 * 8 if split else 0)
+    assert peak - sum(v.nbytes for v in found.values()) < 4 * 16 * 512 * held
 
 
 def test_scalars__are_checked_where_asked():

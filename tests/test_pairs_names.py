@@ -1,5 +1,6 @@
 """The names of `neurolens.pairs`."""
 
+import re
 import subprocess
 import sys
 import types
@@ -29,3 +30,13 @@ def test_reductions__need_no_torch():
     home = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_reference__runs():
+    pytest.importorskip("open_clip", reason="the extra 'clip' is not installed")
+    page = Path(__file__).parent.parent / "docs" / "reference" / "pairs.md"
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    names = {}
+    exec(compile(snippet, page, "exec"), names)
+    assert float(names["found"]["completeness"].max()) < 1e-5
+    assert names["norms"].dims == ("unit", "head")
