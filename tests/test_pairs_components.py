@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs_cases import long_way, random_maps, random_pool
 
-from neurolens.errors import SchemaError
+from neurolens.errors import NonFiniteError, SchemaError
 from neurolens.pairs import (
     directions,
     factors,
@@ -150,3 +150,12 @@ def test_components__say_what_is_wrong():
         with pytest.raises(SchemaError, match=message):
             call()
     assert reconstruct(scalar, fixed, both, orthonormal=False).notnull().all()
+
+
+def test_components__refuse_what_is_not_finite():
+    scalar, fixed, _, _ = measured()
+    scalar = scalar.copy()
+    scalar[1, 2, 0] = np.nan
+    for components in (unit_components, head_components):
+        with pytest.raises(NonFiniteError, match="not measured"):
+            components(scalar, fixed, k=1)

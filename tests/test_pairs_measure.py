@@ -214,3 +214,14 @@ def test_pool__is_checked():
             Pool(**(given_ | change))
     with pytest.raises(NonFiniteError, match="b_k"):
         Pool(**(given_ | {"b_k": given_["b_k"] * np.nan}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_scalars__take_tensors(dtype):
+    pool = random_pool(dtype=np.float32)
+    maps = torch.from_numpy(random_maps(pool)).to(dtype).requires_grad_()
+    found = scalars(pool, maps)
+    xr.testing.assert_identical(found, scalars(pool, maps.detach().float().numpy()))
+    assert found["scalar"].dtype == np.float32
+    fields_ = {f.name: getattr(pool, f.name) for f in fields(Pool)} | {"W_o": torch.from_numpy(pool.W_o.copy())}
+    np.testing.assert_array_equal(Pool(**fields_).W_o, pool.W_o)

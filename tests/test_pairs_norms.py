@@ -247,3 +247,23 @@ def test_reductions__say_what_is_wrong():
     totals.add(scalar)
     with pytest.raises(SchemaError, match=r"top=5 and 3 extremes.*ScalarTotals\(ranks=5\)"):
         pair_norms(totals.dataset(), fixed, top=5)
+
+
+def test_reductions__give_nan_for_what_was_not_measured():
+    scalar, fixed, _ = random_pairs()
+    scalar = scalar.copy()
+    scalar[2, 3, 1] = np.nan
+    wanted = np.zeros((8, 2), bool)
+    wanted[3, 1] = True
+    np.testing.assert_array_equal(pair_norms(scalar, fixed, top=4).isnull().all("rank"), wanted)
+    np.testing.assert_array_equal(pair_means(scalar, fixed).isnull().all("feature"), wanted)
+    found = directions(fixed, sign="majority", scalar=scalar, top=5)
+    np.testing.assert_array_equal(found["direction"].isnull().all("feature"), wanted)
+
+
+def test_reductions__refuse_means_of_other_pairs():
+    scalar, fixed, _ = random_pairs()
+    scalar = scalar.assign_coords(unit=np.arange(8))
+    mean = scalar.mean("sample").assign_coords(unit=np.arange(8) + 1)
+    with pytest.raises(SchemaError, match="mean and scalars name other pairs along 'unit'"):
+        strengths(scalar, fixed, centred=True, mean=mean)

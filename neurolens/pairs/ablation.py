@@ -9,7 +9,7 @@ import xarray as xr
 
 from neurolens.errors import NonFiniteError, SchemaError
 from neurolens.inference import bootstrap_counts, percentile_interval, require_resampling, wilson_interval
-from neurolens.pairs.writing import centred, directed, matched, required, scalar_mean, written
+from neurolens.pairs.writing import directed, matched, required, scalar_mean, written
 
 Array = npt.NDArray[Any]
 SHARES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
@@ -66,7 +66,8 @@ def ablate(
     Returns
     -------
     array (sample, feature), not normalised
-        With nothing kept, the mean embedding; with all kept, the embeddings.
+        With nothing kept, the mean embedding; with all kept, the embeddings. NaN if a scalar is: leave out images that
+        were not measured.
 
     Raises
     ------
@@ -75,16 +76,22 @@ def ablate(
     """
     cube, fixed = matched(scalar, factors)
     keep = checked_mask(mask, cube)
-    offset = centred(cube, mean)
-    return written(offset.where(keep, offset.dtype.type(0)), fixed) + mean_embedding(cube, fixed, mean)
+    # The mask is put on the matrices: they are small beside the scalars.
+    kept = fixed.assign(value=fixed["value"].where(keep, fixed["value"].dtype.type(0)))
+    average = scalar_mean(cube, mean)
+    held = mean_embedding(cube, fixed, mean) - written(average, kept)
+    varying = written(cube, kept)
+    return varying + held.astype(varying.dtype)
 
 
 def mean_embedding(scalar: xr.DataArray, factors: xr.Dataset, mean: xr.DataArray | None = None) -> xr.DataArray:
-    """Return ē (feature,) = Σ (s̄·u + β), of scalars (sample, unit, head) or with the mean given; lazy if s is."""
+    """Return ē (feature,) = Σ (s̄·u + β), of scalars (sample, unit, head) or with the mean given; lazy if s is.
+
+    In float64.
+    """
     fixed = required(factors)
-    average = scalar_mean(scalar, mean).astype(np.result_type(scalar.dtype, np.float32))
     constant = fixed["constant"].sum("head", dtype=np.float64) * fixed.sizes["unit"]
-    return written(average.transpose("unit", "head"), fixed) + constant.astype(fixed["value"].dtype)
+    return written(scalar_mean(scalar, mean), fixed) + constant
 
 
 def zero_shot(embedding: xr.DataArray, texts: Any, labels: npt.ArrayLike, *, confidence: float = 0.95) -> xr.Dataset:
@@ -189,7 +196,7 @@ def ablation_curve(
         raise SchemaError(f"shares={tuple(shares)}, and numbers above 0, up to 1, were needed; {SHARES} say")
     cube, fixed = matched(scalar, factors)
     generator = np.random.default_rng(seed)
-    score = score.mean("rank") if "rank" in score.dims else score
+    score = score.mean("rank", skipna=False) if "rank" in score.dims else score
 
     def answers(keep: xr.DataArray) -> Array:
         found = zero_shot(ablate(cube, fixed, keep, mean=mean), texts, labels)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neurolens.errors import MissingExtraError, ModelMismatchError, SchemaError
-from neurolens.pairs.pool import Pool
+from neurolens.pairs.pool import Pool, as_array
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,7 +116,7 @@ def state_pool(state: Mapping[str, Any], *, heads: int | None = None) -> Pool:
     missing = [prefix + name for name in _NAMES.values() if prefix + name not in state]
     if missing:
         raise SchemaError(f"the state dict has no {missing[0]!r} ({len(missing)} are missing); give all of the pool's")
-    arrays: dict[str, Any] = {ours: _array(state[prefix + name]) for ours, name in _NAMES.items()}
+    arrays: dict[str, Any] = {ours: as_array(state[prefix + name]) for ours, name in _NAMES.items()}
     width = len(arrays["W_q"])
     if heads is None and width % HEAD_DIM:
         raise SchemaError(f"the queries have {width} dims, no multiple of {HEAD_DIM}; say how many heads= there are")
@@ -148,15 +148,15 @@ def timm_pool(module: "nn.Module", *, grid: tuple[int, int] | None = None) -> Po
     if getattr(pool, "pool_type", "token") != "token":
         raise SchemaError(f"the pool has pool_type={pool.pool_type!r} and puts out maps; build it with 'token'")
     projections = [pool.qkv] if getattr(pool, "qkv", None) is not None else [pool.q, pool.k, pool.v]
-    weight = np.concatenate([_array(p.weight) for p in projections])
-    biases = [np.zeros(len(_array(p.weight))) if p.bias is None else _array(p.bias) for p in projections]
+    weight = np.concatenate([as_array(p.weight) for p in projections])
+    biases = [np.zeros(len(as_array(p.weight))) if p.bias is None else as_array(p.bias) for p in projections]
     bias = np.concatenate(biases).astype(weight.dtype)
     width = len(weight) // 3
     proj = getattr(pool, "proj", None)
     matrix, offset = getattr(proj, "weight", None), getattr(proj, "bias", None)
-    W_o = np.eye(width, dtype=weight.dtype) if matrix is None else _array(matrix)
-    b_o = np.zeros(len(W_o), weight.dtype) if offset is None else _array(offset)
-    positions, own = _array(pool.pos_embed), (int(pool.feat_size[0]), int(pool.feat_size[1]))
+    W_o = np.eye(width, dtype=weight.dtype) if matrix is None else as_array(matrix)
+    b_o = np.zeros(len(W_o), weight.dtype) if offset is None else as_array(offset)
+    positions, own = as_array(pool.pos_embed), (int(pool.feat_size[0]), int(pool.feat_size[1]))
     if grid is not None and tuple(grid) != own:
         positions = _timm_resampled(pool, grid)
     token = getattr(pool, "cls_token", None)
@@ -172,7 +172,7 @@ def timm_pool(module: "nn.Module", *, grid: tuple[int, int] | None = None) -> Po
         positions=positions,
         heads=int(pool.num_heads),
         grid=own if grid is None else (int(grid[0]), int(grid[1])),
-        class_token=None if token is None else _array(token).reshape(-1),
+        class_token=None if token is None else as_array(token).reshape(-1),
     )
 
 
@@ -268,15 +268,7 @@ def _timm_resampled(pool: Any, grid: tuple[int, int]) -> Array:
         raise MissingExtraError.of("timm", "clip", "interpolating positions as timm does") from None
     size, old = [int(grid[0]), int(grid[1])], list(pool.feat_size)
     turned = resample_abs_pos_embed(pool.pos_embed.detach().unsqueeze(0), size, old_size=old, num_prefix_tokens=1)
-    return _array(turned[0])
-
-
-def _array(tensor: Any) -> Array:
-    """Return a tensor or array as numpy: float64 if it is, else float32."""
-    if hasattr(tensor, "detach"):
-        tensor = tensor.detach().cpu()
-        tensor = (tensor if str(tensor.dtype) == "torch.float64" else tensor.float()).numpy()
-    return np.asarray(tensor)
+    return as_array(turned[0])
 
 
 def _no_pool(model: Any, found: list[str]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from neurolens.errors import SchemaError
+from neurolens.errors import NonFiniteError, SchemaError
 from neurolens.pairs.writing import ROUNDING, by_unit, matched, scalar_mean
 
 Array = npt.NDArray[Any]
@@ -38,6 +38,8 @@ def unit_components(
     ------
     SchemaError
         If ``k`` is no number of components, or the factors are of other pairs.
+    NonFiniteError
+        If a scalar is NaN or infinite.
 
     Notes
     -----
@@ -82,6 +84,8 @@ def head_components(
     ------
     SchemaError
         If ``k`` is no number of components, or the factors are of other pairs.
+    NonFiniteError
+        If a scalar is NaN or infinite.
     """
     cube, fixed = matched(scalar, factors)
     _check(k, fixed.sizes["d"], "dims of a head")
@@ -143,6 +147,8 @@ class _Components:
 def _centred(values: Array, average: Array) -> Array:
     """Return scalars (sample, …) less their mean in float64, 0 where they are the same for all but for rounding."""
     centred = values.astype(np.float64) - average
+    if not np.isfinite(centred).all():
+        raise NonFiniteError("a scalar or a mean is NaN or infinite; leave out images that were not measured")
     floor = ROUNDING * np.finfo(values.dtype).eps * np.abs(values).max(axis=0)
     centred[:, np.abs(centred).max(axis=0) <= floor] = 0
     return centred

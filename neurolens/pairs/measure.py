@@ -7,7 +7,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from neurolens.errors import ModelMismatchError, NonFiniteError, SchemaError
-from neurolens.pairs.pool import Pool, checked_maps, image_embeddings, softmax, tokens_of
+from neurolens.pairs.pool import Pool, as_array, checked_maps, image_embeddings, softmax, tokens_of
 from neurolens.pairs.writing import factors, write
 
 Array = npt.NDArray[Any]
@@ -17,9 +17,9 @@ TOLERANCE = 1e-5
 
 def scalars(
     pool: Pool,
-    maps: npt.ArrayLike | xr.DataArray,
+    maps: Any,
     *,
-    embedding: npt.ArrayLike | None = None,
+    embedding: Any = None,
     split: bool = False,
     dtype: Literal["float32", "float64", "float16"] | None = None,
     batch: int = 16,
@@ -33,7 +33,8 @@ def scalars(
     pool
         Of maps of this size; see `resampled`.
     maps : (sample, C, h, w)
-        Of the last block, as they go into the pool. The ``sample`` coordinate of an xarray is kept.
+        Of the last block, as they go into the pool: an array, a tensor of any device, or an xarray, whose ``sample``
+        coordinate is kept.
     embedding : (sample, O), optional
         What the network put out, not normalised: all images are checked against it. By default the pool is run in its
         textbook form, which takes about ten times as long as the scalars.
@@ -150,8 +151,8 @@ def _check_options(kept: np.dtype[Any], batch: int, check_every: int, tolerance:
         raise SchemaError(f"tolerance={tolerance} is no share of an embedding; pass {TOLERANCE}, or a little more")
 
 
-def _checked_embedding(pool: Pool, embedding: npt.ArrayLike, count: int) -> Array:
-    found = np.asarray(embedding)
+def _checked_embedding(pool: Pool, embedding: Any, count: int) -> Array:
+    found = as_array(embedding)
     if found.shape != (count, pool.features):
         raise SchemaError(
             f"found embeddings of shape {found.shape}, and {(count, pool.features)} was needed: one per image, as the "

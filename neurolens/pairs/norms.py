@@ -13,6 +13,7 @@ from neurolens.pairs.writing import (
     matched,
     pair_vectors,
     required,
+    scalar_mean,
     vector_norms,
 )
 
@@ -127,6 +128,7 @@ def pair_norms(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset, *, top: i
     Returns
     -------
     array (unit, head, rank), in the unit of the embedding, increasing
+        NaN of a pair if one of its scalars is: leave out images that were not measured.
 
     Raises
     ------
@@ -161,7 +163,7 @@ def pair_means(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset) -> xr.Dat
         mean, fixed = matched(scalar["mean"], factors, dims=("unit", "head"))
     else:
         cube, fixed = matched(scalar, factors)
-        mean = cube.mean("sample", dtype=np.float64)
+        mean = scalar_mean(cube)
     means = pair_vectors(fixed) * mean.astype(fixed["value"].dtype) + fixed["constant"]
     return means.transpose("unit", "head", "feature").rename("mean")
 
@@ -191,9 +193,15 @@ def dead_pairs(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset) -> xr.Dat
         eps = float(np.finfo(np.float32).eps)
     else:
         cube, fixed = matched(scalar, factors)
-        std = cube.astype(np.float64).std("sample")
-        largest = abs(cube).max("sample").astype(np.float64)
         eps = float(np.finfo(cube.dtype).eps)
+        std, largest = xr.apply_ufunc(
+            _spread,
+            cube if cube.chunks is None else cube.chunk({"sample": -1}),
+            input_core_dims=[["sample"]],
+            output_core_dims=[[], []],
+            dask="parallelized",
+            output_dtypes=[np.float64, np.float64],
+        )
     dead = (vector_norms(fixed) == 0) | (std <= ROUNDING * eps * largest)
     return dead.transpose("unit", "head").rename("dead")
 
@@ -260,6 +268,18 @@ def _largest(values: Array, *, top: int) -> Array:
         part -= part.mean(axis=-1, dtype=np.float64, keepdims=True).astype(out.dtype)
         out[start : start + step] = _of_largest(part, top)
     return out
+
+
+def _spread(values: Array) -> tuple[Array, Array]:
+    """Return standard deviation and largest magnitude of (…, N), in float64."""
+    lead = values.shape[:-1]
+    std, largest = np.empty(lead), np.empty(lead)
+    step = max(1, _AT_ONCE // max(1, values[:1].size))
+    for start in range(0, len(values), step):
+        part = values[start : start + step]
+        std[start : start + step] = part.std(axis=-1, dtype=np.float64)
+        largest[start : start + step] = np.abs(part).max(axis=-1)
+    return std, largest
 
 
 def _of_largest(values: Array, top: int) -> Array:

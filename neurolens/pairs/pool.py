@@ -61,7 +61,7 @@ class Pool:
 
     def __post_init__(self) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("heads", "grid")}
-        arrays = {name: np.asarray(value) for name, value in given.items() if value is not None}
+        arrays = {name: as_array(value) for name, value in given.items() if value is not None}
         double = all(a.dtype == np.float64 for a in arrays.values())
         for name, array in arrays.items():
             if array.dtype.kind not in "fiu":
@@ -184,7 +184,7 @@ def _bilinear(old: int, new: int) -> Array:
     return weights
 
 
-def image_embeddings(pool: Pool, maps: npt.ArrayLike) -> Array:
+def image_embeddings(pool: Pool, maps: Any) -> Array:
     """Run the pool in its textbook form: a key and a value for every token. Slow, and what `scalars` is checked by.
 
     Parameters
@@ -192,7 +192,7 @@ def image_embeddings(pool: Pool, maps: npt.ArrayLike) -> Array:
     pool
         Of maps of ``pool.grid``.
     maps : (B, C, h, w)
-        Of the last block.
+        Of the last block, as an array or a tensor.
 
     Returns
     -------
@@ -218,9 +218,9 @@ def image_embeddings(pool: Pool, maps: npt.ArrayLike) -> Array:
     return out
 
 
-def checked_maps(pool: Pool, maps: npt.ArrayLike) -> Array:
+def checked_maps(pool: Pool, maps: Any) -> Array:
     """Return maps (B, C, h, w) as an array of floats, or say why they are not those of the pool."""
-    found = np.asarray(maps)
+    found = as_array(maps)
     wanted = (pool.units, *pool.grid)
     if found.ndim != 4 or found.dtype.kind not in "fiu" or found.shape[1] != pool.units:
         raise SchemaError(
@@ -233,6 +233,14 @@ def checked_maps(pool: Pool, maps: npt.ArrayLike) -> Array:
             f"{pool.grid[1]}; pass resampled(pool, {found.shape[2:]}), or images of the size that it was trained on"
         )
     return found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
+
+
+def as_array(given: Any) -> Array:
+    """Return an array, or a tensor of any device as one; half precision becomes float32."""
+    if hasattr(given, "detach"):
+        given = given.detach().cpu()
+        given = given.numpy() if str(given.dtype) in ("torch.float32", "torch.float64") else given.float().numpy()
+    return np.asarray(given)
 
 
 def tokens_of(pool: Pool, maps: Array) -> Array:

@@ -8,7 +8,7 @@ import xarray as xr
 
 from neurolens.errors import SchemaError
 from neurolens.pairs.ablation import mean_embedding
-from neurolens.pairs.writing import centred, matched
+from neurolens.pairs.writing import matched, scalar_mean
 
 Array = npt.NDArray[Any]
 ANGLE = 1e-3
@@ -55,7 +55,7 @@ def reconstruct(
     _check(directions, cube, fixed)
     if "component" not in directions.dims:
         directions = directions.expand_dims("component")
-    offset = centred(cube, mean).compute()
+    values, average = cube.to_numpy(), scalar_mean(cube, mean).to_numpy()
     out = np.zeros((cube.sizes["sample"], fixed.sizes["feature"]))
     each_head, each_unit = "head" in directions.dims, "unit" in directions.dims
     for h in range(cube.sizes["head"]) if each_head else [None]:
@@ -67,11 +67,11 @@ def reconstruct(
         value, output = fixed["value"].to_numpy()[heads], fixed["output"].to_numpy()[:, heads]
         inner = np.tensordot(p, output, axes=([-1], [0]))  # ([unit,] component, head, d)
         weight = np.einsum("ckhd,hdc->ckh" if each_unit else "khd,hdc->ckh", inner, value)  # of s along p
-        s = offset.isel(head=heads).to_numpy()
-        step = max(1, _AT_ONCE // max(1, len(s) * (s.shape[2] + p.shape[-2])))
-        for start in range(0, s.shape[1], step):
+        step = max(1, _AT_ONCE // max(1, len(values) * (value.shape[0] + p.shape[-2])))
+        for start in range(0, values.shape[1], step):
             units = slice(start, start + step)
-            told = np.matmul(s[:, units].transpose(1, 0, 2), weight[units].transpose(0, 2, 1))  # (unit, sample, k)
+            s = values[:, units, heads].astype(np.float64) - average[units, heads]
+            told = np.matmul(s.transpose(1, 0, 2), weight[units].transpose(0, 2, 1))  # (unit, sample, k)
             if each_unit:
                 out += told.transpose(1, 0, 2).reshape(len(s), -1) @ p[units].reshape(-1, p.shape[-1])
             else:

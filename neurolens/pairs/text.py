@@ -8,6 +8,7 @@ import xarray as xr
 
 from neurolens.errors import SchemaError, nearest
 from neurolens.pairs.ablation import checked_mask
+from neurolens.pairs.pool import as_array
 from neurolens.pairs.writing import along, directed, matched, required, vector_norms, written
 
 Array = npt.NDArray[Any]
@@ -61,6 +62,7 @@ def text_scores(
         matched(norms, fixed, dims=("unit", "head"))
         found = found / norms.where(norms > 0).astype(found.dtype)
     if sign is not None:
+        matched(sign, fixed, dims=("unit", "head"))
         found = found * sign.where(sign != 0).astype(found.dtype)
     return found.transpose(..., "unit", "head").rename("score")
 
@@ -185,7 +187,7 @@ def logit_attribution(
 
 
 def heat_maps(
-    maps: npt.ArrayLike | xr.DataArray,
+    maps: Any,
     measured: xr.Dataset,
     factors: xr.Dataset,
     texts: Any,
@@ -220,7 +222,7 @@ def heat_maps(
         If the maps are not those that were measured, the mask does not fit, or token 0 of the pool is learned, and so
         of no patch.
     """
-    given = np.asarray(maps)
+    given = as_array(maps)
     missing = [name for name in ("scalar", "attention", "embedding") if name not in measured]
     if missing:
         raise SchemaError(f"found no {missing[0]!r} in what was measured; give all that scalars(…) returned")

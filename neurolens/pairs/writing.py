@@ -277,23 +277,20 @@ def by_unit(fixed: xr.Dataset, units: int = 64) -> Iterator[tuple[slice, Array]]
         yield part, np.matmul(value[:, :, part].transpose(0, 2, 1), output).transpose(1, 0, 2)
 
 
-def centred(scalar: xr.DataArray, mean: xr.DataArray | None = None) -> xr.DataArray:
-    """Return s − s̄ in the scalars' dtype, at least float32; the mean is summed in float64, or given."""
-    wide = scalar.astype(np.result_type(scalar.dtype, np.float32))
-    return wide - scalar_mean(scalar, mean).astype(wide.dtype)
-
-
 def scalar_mean(scalar: xr.DataArray, mean: xr.DataArray | None = None) -> xr.DataArray:
     """Return s̄ (unit, head) in float64: over the samples, or the one given, checked."""
     if mean is None:
-        return scalar.mean("sample", dtype=np.float64)
+        return scalar.mean("sample", dtype=np.float64, skipna=False).transpose("unit", "head")
     if not isinstance(mean, xr.DataArray) or dict(mean.sizes) != {d: scalar.sizes[d] for d in ("unit", "head")}:
         found = dict(mean.sizes) if isinstance(mean, xr.DataArray) else type(mean).__name__
         raise SchemaError(
             f"found a mean over {found}, and one of {scalar.sizes['unit']} units by {scalar.sizes['head']} heads was "
             "needed: that of these pairs over other images"
         )
-    return mean
+    for dim in ("unit", "head"):
+        if dim in mean.indexes and dim in scalar.indexes and not mean.indexes[dim].equals(scalar.indexes[dim]):
+            raise SchemaError(f"mean and scalars name other pairs along {dim!r}; select the same in both")
+    return mean.transpose("unit", "head").astype(np.float64)
 
 
 def _along(vectors: Array, value: Array, output: Array) -> Array:
