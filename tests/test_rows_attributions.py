@@ -59,6 +59,22 @@ def test_plan__waits_for_the_clusters_of_the_checkpoint_that_they_are_taken_from
     assert plan.notes[-1] == "attributions wait for clusters of epoch 1: run clusters first"
 
 
+def test_plan__waits_for_clusters_that_would_be_others_now(make_study):
+    path = make_study(text=TEXT, checkpoints=2)
+    run_both(path)
+    before = opened(path)["total"].values
+    changed = "clusters.threshold=0.5"
+    study = load_study(path, overrides=[changed])
+    plan = rows.plan(rows.gather(study, "attributions"), rows.open_for_reading(study))
+    assert plan.rows == ()
+    assert plan.notes[-1] == "attributions wait for clusters of epoch 1: run clusters first"
+    run_both(path, changed)
+    assert not np.array_equal(opened(path)["total"].values, before)
+    (path.parent / "checkpoints" / "epoch_1.pt").write_bytes((path.parent / "checkpoints" / "epoch_0.pt").read_bytes())
+    assert run(path, "attributions", changed) == []
+    assert run_both(path, changed)["attributions"]
+
+
 def test_run_rows__of_another_k_measures_its_sets_alone(make_study, asked):
     path = make_study(text=TEXT, checkpoints=1)
     run_both(path)

@@ -12,12 +12,14 @@ from neurolens.attribution.sets import UnitSet, unit_sets
 from neurolens.errors import DataError, StudyError, nearest
 from neurolens.rows.keys import key
 from neurolens.rows.opening import open_for_reading
+from neurolens.rows.planning import plan
 from neurolens.study import Attributions, Selection, Study
 
 if TYPE_CHECKING:
     from neurolens.checkpoints import Checkpoint, Series
     from neurolens.data import SampleSet
-    from neurolens.store import Axis, Ledger
+    from neurolens.rows.materials import Materials
+    from neurolens.store import Axis
 
 Array = npt.NDArray[Any]
 Labels = dict[str, dict[str, Array]]
@@ -69,8 +71,15 @@ class AskedSets:
         return {"map": Axis(names, coords), "mate": Axis(np.arange(max(1, most), dtype=np.int64))}
 
 
-def asked_sets(study: Study, series: "Series") -> AskedSets:
+def asked_sets(clusters: "Materials") -> AskedSets:
     """Return the sets of units that a study asks for, by checkpoint.
+
+    Clusters that the study would find otherwise now are waited for.
+
+    Parameters
+    ----------
+    clusters
+        What clusters of the study are measured from.
 
     Raises
     ------
@@ -81,13 +90,19 @@ def asked_sets(study: Study, series: "Series") -> AskedSets:
     SchemaError
         If unions, controls or strata name what is not there, or a file of clusters is of another layer.
     """
+    study, series = clusters.study, clusters.series
     table = study.attributions
     assert table is not None
     store = open_for_reading(study)
     ledger = None if store is None or store.layout("clusters") is None else store.ledger("clusters")
     of = _reference(table, series)
-    wanted = series.checkpoints if of is None else (of,)
-    current = {} if ledger is None else _current(ledger, series, wanted)
+    wanted = {checkpoint.position(series.dim) for checkpoint in (series.checkpoints if of is None else (of,))}
+    rows = () if ledger is None else plan(clusters, store).rows
+    current = [
+        row.position
+        for row in rows
+        if ledger is not None and row.position in wanted and ledger.is_done(*row.id, "clusters", row.keys["clusters"])
+    ]
     if ledger is None or not current:
         where = "" if of is None else f" of {series.dim} {of.position(series.dim)}"
         return AskedSets({}, note=f"attributions wait for clusters{where}: run clusters first")
@@ -150,19 +165,6 @@ def _reference(table: Attributions, series: "Series") -> "Checkpoint | None":
         f"attributions.clusters_from is {wanted}, and there is no checkpoint of that {series.dim}; "
         f"{nearest(str(wanted), map(str, series.positions))}"
     )
-
-
-def _current(ledger: "Ledger", series: "Series", wanted: Sequence["Checkpoint"]) -> dict[int, str]:
-    """Return the keys of the clusters of these checkpoints as they are now, by position."""
-    digests = {checkpoint.position(series.dim): checkpoint.digest for checkpoint in wanted}
-    return {
-        row.position: row.key
-        for row in ledger.rows()
-        if (row.part, row.state) == ("clusters", "done")
-        and row.current
-        and row.position in digests
-        and f'"digest": "{digests[row.position]}"' in row.provenance
-    }
 
 
 def _labels(study: Study, positions: Sequence[int], snapshot: str) -> dict[int, Labels]:

@@ -147,6 +147,8 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
     if getattr(study, cube) is None:
         raise StudyError(f"study {study.name!r} does not ask for {cube}; add a [{cube}] table to its file")
     measure, table = import_module(MEASURES[cube]), getattr(study, cube)
+    if cube in asking_sets.ASKED:
+        beside = gather(study, "clusters", beside=beside)
     shared = None if beside is None else beside.shared
     if hasattr(measure, "open_samples"):
         samples: SampleSet = measure.open_samples(table)
@@ -162,7 +164,7 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
     every, asked = series, asking.asked(study, series) if cube in asking.ASKED else None
     if asked is not None:
         series = asking.restricted(series, asked)
-    sets = asking_sets.asked_sets(study, series) if cube in asking_sets.ASKED else None
+    sets = asking_sets.asked_sets(beside) if cube in asking_sets.ASKED and beside is not None else None
     if sets is not None:
         series = asking_sets.restricted(series, sets)
     layers = () if asked is None else asked.layers
