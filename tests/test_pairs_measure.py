@@ -198,6 +198,8 @@ def test_pool__is_checked():
     given_ = {f.name: getattr(random_pool(), f.name) for f in fields(Pool)}
     assert not random_pool().W_q.flags.writeable
     assert random_pool(dtype=np.float32).dtype == np.float32
+    shown = "<Pool of 8 units, 2 heads of 3 dims, 5 features, 2 by 3 patches, a class token, float64>"
+    assert repr(random_pool(class_token=True)) == shown
     for change, message in (
         ({"W_o": given_["W_o"].T}, r"W_o has shape \(6, 5\).*transposed"),
         ({"b_v": np.zeros(3)}, r"b_v has shape \(3,\), and \(6,\)"),

@@ -90,10 +90,11 @@ def test_majority__follows_the_references_rule(values, top, sign):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5))
-def test_pairs__are_the_singular_vectors_of_whole_arrays(seed, units, heads, head_dim, features):
+@given(
+    st.integers(0, 1000), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(4, 5)
+)
+def test_pairs__are_the_singular_vectors_of_whole_arrays(seed, units, heads, head_dim, features, top):
     scalar, fixed, r = random_pairs(seed=seed, units=units, heads=heads, head_dim=head_dim, features=features)
-    top = 5
     found = directions(fixed, sign="majority", scalar=scalar, top=top)
     norms, means = by_head(pair_norms(scalar, fixed, top=top)), by_head(pair_means(scalar, fixed))
     direction, sign = by_head(found["direction"]), by_head(found["sign"])
@@ -106,8 +107,11 @@ def test_pairs__are_the_singular_vectors_of_whole_arrays(seed, units, heads, hea
         _, values, vh = np.linalg.svd(centred[largest], full_matrices=False)
         assert (values[1:] < 1e-10 * max(values[0], 1)).all()
         projected = centred[largest] @ vh[0]
+        if (projected > 0).sum() * 2 == top:  # a tie: the reference's sign is LAPACK's, and none here
+            assert sign[h, n] == 0
+            assert np.isnan(direction[h, n]).all()
+            continue
         component = vh[0] if (projected > 0).sum() > top // 2 else -vh[0]
-        assert sign[h, n]  # five images: no tie
         np.testing.assert_allclose(direction[h, n], component, atol=1e-8)
 
 

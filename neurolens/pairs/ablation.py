@@ -195,11 +195,11 @@ def ablation_curve(
     if not len(shares) or any(not 0 < share <= 1 for share in shares):
         raise SchemaError(f"shares={tuple(shares)}, and numbers above 0, up to 1, were needed; {SHARES} say")
     cube, fixed = matched(scalar, factors)
-    generator = np.random.default_rng(seed)
+    generator, average = np.random.default_rng(seed), scalar_mean(cube, mean).compute()
     score = score.mean("rank", skipna=False) if "rank" in score.dims else score
 
     def answers(keep: xr.DataArray) -> Array:
-        found = zero_shot(ablate(cube, fixed, keep, mean=mean), texts, labels)
+        found = zero_shot(ablate(cube, fixed, keep, mean=average), texts, labels)
         return np.asarray(found["correct"])
 
     masks = [percentile_mask(score, 100 * (1 - share)) for share in shares]

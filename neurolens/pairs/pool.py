@@ -12,7 +12,7 @@ Array = npt.NDArray[Any]
 _AT_ONCE = 8  # images of which all keys and values are held
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pool:
     """The matrices of an attention pool: C units, H heads of D dimensions each, T = 1 + patches tokens, O features.
 
@@ -108,6 +108,13 @@ class Pool:
                 )
         if len(self.positions) < 2:
             raise SchemaError("positions has no row for a patch; token 0 and at least one patch were needed")
+
+    def __repr__(self) -> str:
+        token = "" if self.class_token is None else ", a class token"
+        return (
+            f"<Pool of {self.units} units, {self.heads} heads of {self.head_dim} dims, {self.features} features, "
+            f"{self.grid[0]} by {self.grid[1]} patches{token}, {self.dtype}>"
+        )
 
     @property
     def units(self) -> int:
