@@ -20,6 +20,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -96,6 +98,7 @@ def compare(
     title: str, size: int, blocks: tuple[int, ...], ks: tuple[int, ...], shown: int, steps: int, turns: int, mib: float
 ) -> None:
     """Print both ways' times for all clusters of the first ``shown`` blocks, and how far the maps are apart."""
+    torch.set_num_threads(1)
     module, x = network(size, blocks)
     names = [f"features.denseblock{b + 1}" for b in range(shown)]
     turned, laid = copy.deepcopy(module).to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
@@ -158,12 +161,12 @@ def main(quick: bool) -> None:
     """Print all comparisons."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     print("bfloat16 in hardware:", ", ".join(f for f in ("amx_bf16", "avx512_bf16") if f in flags.split()) or "none")
-    if quick:
-        compare("one block", 64, (2, 2, 2, 2), (3,), 1, 5, 2, 512)
-        compare("grid", 64, (2, 2, 2, 2), (2, 3), 2, 5, 2, 512)
-        return
-    compare("one block", 224, (6, 12, 24, 16), (3,), 1, 50, 3, 2048)
-    compare("grid", 224, (6, 12, 24, 16), (2, 3, 4, 5), 4, 50, 3, 2048)
+    size, blocks, steps, turns, mib = (64, (2, 2, 2, 2), 5, 2, 512) if quick else (224, (6, 12, 24, 16), 50, 3, 2048)
+    ks, shown = ((2, 3), 2) if quick else ((2, 3, 4, 5), 4)
+    # a process for each: its memory is its own
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        for title, numbers, cuts in (("one block", (3,), 1), ("grid", ks, shown)):
+            pool.submit(compare, title, size, blocks, numbers, cuts, steps, turns, mib).result()
 
 
 if __name__ == "__main__":
