@@ -189,7 +189,7 @@ def ablation_curve(
 
     References
     ----------
-    Bu and Gandelsman 2025, arXiv 2509.19943, section 4 (mean ablation).
+    Bu and Gandelsman 2025, arXiv 2509.19943 (mean ablation).
     """
     require_resampling(bootstrap, confidence)
     if not len(shares) or any(not 0 < share <= 1 for share in shares):

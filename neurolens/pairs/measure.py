@@ -71,7 +71,7 @@ def scalars(
 
     References
     ----------
-    Bu and Gandelsman 2025, arXiv 2509.19943, eq. 5, with token 0 and the positions inside s, as their code has it: only
+    Bu and Gandelsman 2025, arXiv 2509.19943, with token 0 and the positions inside s, as their code has it: only
     then do the contributions add up to the embedding.
     """
     given = checked_maps(pool, maps)

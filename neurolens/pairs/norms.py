@@ -63,7 +63,7 @@ def directions(
 
     References
     ----------
-    Bu and Gandelsman 2025, arXiv 2509.19943, section 4; Gandelsman et al. 2024, arXiv 2406.04341.
+    Bu and Gandelsman 2025, arXiv 2509.19943; Gandelsman et al. 2024, arXiv 2406.04341.
     """
     fixed = required(factors)
     if sign not in SIGNS:

@@ -41,7 +41,7 @@ def factors(pool: Pool) -> xr.Dataset:
 
     References
     ----------
-    Bu and Gandelsman 2025, arXiv 2509.19943, section 3; biases are shared out as their code does.
+    Bu and Gandelsman 2025, arXiv 2509.19943; biases are shared out as their code does.
     """
     value = pool.W_v.reshape(pool.heads, pool.head_dim, pool.units)
     output = pool.W_o.reshape(pool.features, pool.heads, pool.head_dim)
