@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neurolens.pairs.ablation import ablate, ablation_curve, curve_difference, percentile_mask, zero_shot
     from neurolens.pairs.adapters import check_activation, open_clip_pool, pool_of, state_pool, timm_pool
+    from neurolens.pairs.choosing import class_pairs
     from neurolens.pairs.components import head_components, unit_components
     from neurolens.pairs.measure import scalars
+    from neurolens.pairs.metrics import confusion, segmentation_scores
     from neurolens.pairs.norms import dead_pairs, directions, majority, pair_means, pair_norms
+    from neurolens.pairs.patch_logits import head_similarity, pair_logits, value_logits
     from neurolens.pairs.phrases import (
         PASCAL_CONTEXT,
         embed_phrases,
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from neurolens.pairs.pool import Pool, image_embeddings, resampled
     from neurolens.pairs.reconstruction import reconstruct
     from neurolens.pairs.retrieval import inertia, retrieve, sinks, top_images, without_sink
+    from neurolens.pairs.segmentation import segment
     from neurolens.pairs.strength import strengths, unit_gram, unit_norms
     from neurolens.pairs.text import heat_maps, logit_attribution, text_scores, top_pairs, top_phrases
     from neurolens.pairs.totals import ScalarTotals
@@ -38,12 +42,15 @@ _HOMES = {
     "ablation_curve": "ablation",
     "along": "writing",
     "check_activation": "adapters",
+    "class_pairs": "choosing",
+    "confusion": "metrics",
     "curve_difference": "ablation",
     "dead_pairs": "norms",
     "directions": "norms",
     "embed_phrases": "phrases",
     "factors": "writing",
     "head_components": "components",
+    "head_similarity": "patch_logits",
     "heat_maps": "text",
     "image_embeddings": "pool",
     "imagenet_classes": "phrases",
@@ -52,6 +59,7 @@ _HOMES = {
     "majority": "norms",
     "open_clip_pool": "adapters",
     "openai_templates": "phrases",
+    "pair_logits": "patch_logits",
     "pair_means": "norms",
     "pair_norms": "norms",
     "pair_vectors": "writing",
@@ -64,6 +72,8 @@ _HOMES = {
     "resampled": "pool",
     "retrieve": "retrieval",
     "scalars": "measure",
+    "segment": "segmentation",
+    "segmentation_scores": "metrics",
     "sinks": "retrieval",
     "state_pool": "adapters",
     "strengths": "strength",
@@ -75,6 +85,7 @@ _HOMES = {
     "unit_components": "components",
     "unit_gram": "strength",
     "unit_norms": "strength",
+    "value_logits": "patch_logits",
     "vector_norms": "writing",
     "without_sink": "retrieval",
     "write_embeddings": "phrases",
@@ -89,12 +100,15 @@ __all__ = [
     "ablation_curve",
     "along",
     "check_activation",
+    "class_pairs",
+    "confusion",
     "curve_difference",
     "dead_pairs",
     "directions",
     "embed_phrases",
     "factors",
     "head_components",
+    "head_similarity",
     "heat_maps",
     "image_embeddings",
     "imagenet_classes",
@@ -103,6 +117,7 @@ __all__ = [
     "majority",
     "open_clip_pool",
     "openai_templates",
+    "pair_logits",
     "pair_means",
     "pair_norms",
     "pair_vectors",
@@ -115,6 +130,8 @@ __all__ = [
     "resampled",
     "retrieve",
     "scalars",
+    "segment",
+    "segmentation_scores",
     "sinks",
     "state_pool",
     "strengths",
@@ -126,6 +143,7 @@ __all__ = [
     "unit_components",
     "unit_gram",
     "unit_norms",
+    "value_logits",
     "vector_norms",
     "without_sink",
     "write_embeddings",
