@@ -279,6 +279,30 @@ def test_back__is_autograds_for_each_gradient(name, last):
     assert len(found) == 3 * len(x)
 
 
+class Around(nn.Module):
+    """Parts that go around a cut with a weight of zero, side by side with parts that go through it."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.cut, self.top = nn.Linear(4, 6), nn.Linear(10, 6), nn.Linear(18, 3)
+
+    def forward(self, x):
+        low, also = self.low(x).chunk(2, 1)
+        through = self.cut(torch.cat([low.tanh(), also, 0 * x], 1))
+        joined = torch.cat([low, also], 1)
+        return self.top(torch.cat([through, 0 * joined, through.sin()], 1))
+
+
+def test_basis_gradients__count_paths_around_a_cut_that_carry_nothing():
+    module, x = Around(), torch.randn(3, 4)
+    cuts = find_cuts(module, ["low", "cut"], x)
+    assert cuts.together is not None
+    found = plan(requests(cuts))
+    one = basis_gradients(module, x, replace(cuts, together=None), found, steps=3)
+    both = basis_gradients(module, x, cuts, found, steps=3)
+    assert apart(both["integrated_gradients"], one["integrated_gradients"]) < 1e-6
+
+
 def test_rows__are_written_to_by_their_owner_only():
     values = torch.ones(2, 3)
     shared = Rows(values, owned=False)

@@ -185,7 +185,7 @@ class Descent:
         while rest:
             run = [rest.pop(0)]
             out = held.get(run[0][:2])
-            if out is not None and out.owned and out.factor is None:
+            if out is not None and out.owned and out.factor is None and len(out.values) == len(rows.values):
                 values = out.values
                 while rest and (wider := _joined(values, held.get(rest[0][:2]), axis + 1)) is not None:
                     values = wider
@@ -193,10 +193,9 @@ class Descent:
             size = sum(edge[2][axis] for edge in run)
             part = _narrowed(rows, axis, start, size)
             start += size
-            if len(run) > 1 and len(values) == len(part.values):
+            if len(run) > 1:
                 add(values, part)
             else:
-                assert len(run) == 1
                 _take(held, run[0][:2], part)
         return True
 
