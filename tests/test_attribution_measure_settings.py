@@ -85,8 +85,8 @@ CHANGES = [
     ({"drop": 0.2}, {"faithfulness"}),
     ({"fill": "mean"}, {"faithfulness", "curves"}),
     ({"compat": "seed"}, {"maps", "faithfulness", "curves", "reduced"}),
-    ({"full": 2}, {"full"}),
     ({"memory_mib": 9, "block": 3, "controls": 5, "tolerance": 1.0, "sets": ("only",), "clusters_from": "each"}, set()),
+    ({"full": 2}, set()),  # which samples are chosen is in the key of a block
 ]
 
 
@@ -228,6 +228,17 @@ def test_measure__answers_need_no_sets():
     assert sum(cost) == 0
     assert seen[-1] == (3, 3)
     close(values["logit"], measured(network, samples, PLAIN, sets_of(PLAIN, UNITS))["logit"])
+
+
+def test_measure_block__of_no_chosen_sample_makes_no_maps():
+    network, samples = residual(), pictures(2)
+    table = PLAIN.model_copy(update={"full": 1})
+    sets = sets_of(table, UNITS)
+    for chosen, free in (((), True), (samples.ids[1:].tolist(), False)):
+        values, cost = measure_block(network, samples, parts=("full",), table=table, sets=sets, mates=3, chosen=chosen)
+        assert values["full_map"].shape == (2, len(sets), 2, 3, 10, 10)
+        assert (cost.forwards == 0) is free
+        assert np.isnan(values["full_map"]).all() == free
 
 
 def test_measure__whole_alone_takes_no_cut_and_captum_alone_no_gradients():

@@ -48,9 +48,12 @@ _SETTINGS = {
     "faithfulness": ("scored", "grid", "drop", "fill", "compat"),
     "curves": ("scored", "grid", "fill", "compat"),
     "reduced": ("compat",),
-    "full": ("full",),
+    "full": (),
 }
 """What the numbers of a part depend on, besides what all maps depend on."""
+
+CHOOSING = ("full",)
+"""Parts that are of chosen samples alone: of a block, their ids are in the key."""
 
 
 def parts(table: Attributions) -> tuple[str, ...]:
@@ -229,7 +232,6 @@ def measure_block(
     _require_mates(sets, mates)
     for part in parts:
         schema.ATTRIBUTIONS.part(part)
-    wanted = list(sets) if set(parts) - {"answers"} else []
     cost, done = NOTHING, 0
 
     def report(count: int) -> None:
@@ -240,9 +242,10 @@ def measure_block(
 
     with running.prepared(network, device=device, bf16=False) as module:
         first = _pictures(running.first_batch(network, samples, module, device=device))
-        sizes = _sizes(samples, wanted, table, mates, tuple(first.shape[1:]))
-        ids = set(map(str, samples.ids))
-        values, nbytes = block_arrays(parts, sizes, kept=not ids.isdisjoint(chosen))
+        sizes = _sizes(samples, sets, table, mates, tuple(first.shape[1:]))
+        kept = not set(map(str, samples.ids)).isdisjoint(chosen)
+        values, nbytes = block_arrays(parts, sizes, kept=kept)
+        wanted = list(sets) if set(parts) - {"answers", *(() if kept else CHOOSING)} else []
         free = left_beside(table.memory_mib, nbytes, len(samples))
         head = list(map(str, samples.ids[:2]))
         found, made = _planned(module, wanted, first, table, head) if wanted else (None, None)

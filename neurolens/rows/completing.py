@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from neurolens import schema
 from neurolens.rows.holding import AXIS, HELD, held_sets, spread, told_sets
 from neurolens.rows.materials import MEASURES, Materials
-from neurolens.rows.planning import Row
+from neurolens.rows.planning import Row, chosen_samples
 
 if TYPE_CHECKING:
     from neurolens.attribution.sets import UnitSet
@@ -89,12 +88,3 @@ class Completing:
         if not all(ledger.is_done(*self._row.id, part, self._row.keys[part]) for part in of):
             return {}
         return {"stored": self._store.read_row(self._cube.name, self._row.id, names)}
-
-
-def chosen_samples(materials: Materials) -> tuple[str, ...]:
-    """Return the ids of the samples whose whole maps are kept: evenly spaced ones."""
-    count = min(materials.table.full, len(materials.samples))
-    if not count:
-        return ()
-    at = np.arange(count) * max(1, len(materials.samples) // count)
-    return tuple(np.asarray(materials.samples.ids)[at].tolist())

@@ -99,6 +99,9 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
     ledger = None if store is None else store.ledger(materials.cube)
     if ledger is not None and proposed.generation != ledger.generation:
         ledger = None  # nothing of the old generation is carried over
+    choosing = getattr(import_module(MEASURES[materials.cube]), "CHOOSING", ())
+    chosen = set(chosen_samples(materials)) if set(choosing) & set(parts) else set()
+    kept_of = [sorted(chosen.intersection(ids.tolist())) for ids in proposed.blocks] if chosen else []
     holding = [part for part in parts if holds_sets(materials.cube, part)]
     ids = store.axis(materials.cube, "map").tolist() if holding and store is not None and ledger is not None else []
     rows = []
@@ -115,6 +118,7 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
                         "measurement": config,
                         "data": fingerprint,
                         **({"units": list(asked)} if asked else {}),
+                        **({"chosen": kept_of[block]} if chosen and part in choosing else {}),
                     }
                 )
                 for part, config in parts.items()
@@ -132,6 +136,15 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
     named = {row.position for row in rows}
     kept = () if ledger is None else tuple(sorted(ledger.done_positions - named))
     return Plan(materials.cube, series.dim, tuple(rows), kept, change, series.notes, series.details)
+
+
+def chosen_samples(materials: Materials) -> tuple[str, ...]:
+    """Return the ids of the samples whose whole maps are kept: evenly spaced ones."""
+    count = min(materials.table.full, len(materials.samples))
+    if not count:
+        return ()
+    at = np.arange(count) * max(1, len(materials.samples) // count)
+    return tuple(np.asarray(materials.samples.ids)[at].tolist())
 
 
 def propose(materials: Materials, store: "Store | None") -> "Layout":
