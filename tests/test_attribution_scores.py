@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from fractions import Fraction
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pytest
@@ -91,6 +92,19 @@ def exact_sparsity(values, mass):
 def test_sparsity__is_exact_whatever_the_scale(values, mass, scale):
     expected = exact_sparsity(values, mass)
     assert float(sparsity(vector(values) * scale, mass=float(mass))) == pytest.approx(expected, abs=1e-12)
+
+
+def test_sparsity__is_right_in_all_cases_that_the_naive_rule_gets_wrong():
+    wrong = 0
+    for size in (3, 4, 5):
+        for values in combinations_with_replacement(range(12, 0, -1), size):
+            scaled = np.array(values, dtype=float) * 0.1
+            naive = 1 - (np.searchsorted(np.cumsum(scaled), 0.9 * scaled.sum()) + 1) / size
+            exact = exact_sparsity(values, Fraction(9, 10))
+            if naive != pytest.approx(exact):
+                wrong += 1
+                assert float(sparsity(vector(scaled))) == pytest.approx(exact, abs=1e-12)
+    assert wrong > 50
 
 
 def test_patch_table__golden():

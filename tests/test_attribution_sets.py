@@ -43,6 +43,8 @@ def test_unit_sets__puts_clusters_of_one_layer_together():
         ({"unions": {"u": ("a/k3/0", "b/k2/0")}}, r"of clusters of \['a', 'b'\], and a set has the units of one layer"),
         ({"unions": {"u": ("a/k3/7",)}}, "there is no cluster 'a/k3/7'"),
         ({"unions": {"u": ()}}, "is of no clusters"),
+        ({"unions": {"k3/0": ("a/k3/1",)}}, "would be called 'a/k3/0', as a cluster"),
+        ({"unions": {"without k3/0": ("a/k3/1",)}, "sets": ("only",)}, "would be called 'a/without k3/0'"),
         ({"controlled": ("a/k9/*",)}, "there is no such set"),
         ({"controlled": ("a/k2/0",), "strata": {"c": (1,)}}, "strata are given of 'c', which has no clusters"),
         ({"controlled": ("a/k2/0",), "strata": {"a": (4,)}}, r"begin at \[4\], and its units are 0 to 3"),

@@ -5,6 +5,7 @@ import pytest
 
 import neurolens
 from neurolens import rows
+from neurolens.errors import StudyError
 from neurolens.study import load_study
 from neurolens.study_files import init_study
 from neurolens.training import train
@@ -72,3 +73,13 @@ def test_digits_clusters__reports_each_effect_with_its_control_and_corrected_int
     smallest = 1 / 21
     assert ((control["p"] >= smallest - 1e-12) & (control["p"] <= 1)).all()
     assert (control["draw_low"] <= control["draw_high"]).all()
+
+
+@pytest.mark.parametrize(
+    ("k", "match"),
+    [("[1, 2]", "clusters.k.*found 1, needed .*2"), ("[]", "clusters.k"), ("[2, 2]", "k lists 2 more than once")],
+)
+def test_load_study__refuses_numbers_of_clusters_that_are_none(tmp_path, k, match):
+    path = init_study(tmp_path / "study.toml", "digits-clusters")
+    with pytest.raises(StudyError, match=match):
+        load_study(path, overrides=[f"clusters.k={k}"])

@@ -169,6 +169,36 @@ def test_run_rows__adds_images_as_blocks_and_measures_only_those(make_study):
     np.testing.assert_array_equal(same["patch"].values, before["patch"].values)
 
 
+def test_run_rows__keeps_whole_maps_of_as_many_images_when_there_are_more(make_study, asked):
+    path = make_study(text=TEXT, checkpoints=1)
+    full = ("attributions.full=2", "attributions.faithfulness=false")
+
+    def chosen() -> list[str]:
+        known = np.isfinite(opened(path)["full_map"])
+        rest = [dim for dim in known.dims if dim != "sample"]
+        assert (known.any(rest) == known.all(rest)).all()
+        return known["sample"].values[known.any(rest).values].tolist()
+
+    run_both(path, *full)
+    assert chosen() == opened(path)["sample"].values[[0, 3]].tolist()  # of the first and the second block of two
+    asked.clear()
+    more = (*full, "attributions.images=12")
+    assert outcomes(run_both(path, *more)["attributions"]) == {("computed", "")}
+    assert len(asked) == 3 + 2  # those added, and those whose images are chosen no more
+    materials = rows.gather(load_study(path, overrides=more), "attributions")
+    assert sorted(chosen()) == sorted(materials.samples.ids[[0, 6]].tolist())
+    assert rows.plan(materials, rows.open_for_reading(materials.study)).todo == ()
+
+
+def test_run_rows__tables_of_patches_take_what_they_should(make_study):
+    path = make_study(text=TEXT, checkpoints=1, samples=40)
+    more = ("clusters.k=[2,3,4,5]", "clusters.layers=['bn1', 'bn2', 'bn3']", "attributions.images=2")
+    run_both(path, *more, "attributions.controls=0")
+    found = opened(path)
+    assert found["patch"].dtype == np.float32
+    assert found["patch"].isel(epoch=0, sample=0).nbytes == (1 + 3 * 2 * 14) * 2 * 16 * 4
+
+
 def test_gather__names_what_unions_and_controls_do_not_find(make_study):
     path = make_study(text=TEXT, checkpoints=1)
     run(path, "clusters")
@@ -191,6 +221,14 @@ def test_gather__takes_clusters_of_files_and_refuses_those_of_another_layer(make
     names = [one.name for one in rows.gather(study, "attributions").sets.sets[0]]
     assert "bn3/bn3_k2/1" in names
     assert "bn3/without bn3_k2/0" in names
+    given = load_study(path, overrides=['attributions.files={bn3=["bn3_k2"]}'])  # the folder will do
+    assert [one.name for one in rows.gather(given, "attributions").sets.sets[0]] == names
+    for clash in ('["bn3_k2", "bn3_k2/cluster_results.npz"]', '["k3/cluster_results.npz"]'):
+        (path.parent / "k3").mkdir(exist_ok=True)
+        (path.parent / "k3" / "cluster_results.npz").write_bytes((folder / "cluster_results.npz").read_bytes())
+        twice = load_study(path, overrides=[f"attributions.files={{bn3={clash}}}"])
+        with pytest.raises(StudyError, match="after their folder, as others of 'bn3' are; put the file into"):
+            rows.gather(twice, "attributions")
     wrong = load_study(path, overrides=['attributions.files={bn2=["bn3_k2/cluster_results.npz"]}'])
     with pytest.raises(DataError, match="holds clusters of 'bn3', and those of 'bn2' were needed"):
         rows.gather(wrong, "attributions")

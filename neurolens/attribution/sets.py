@@ -70,12 +70,13 @@ def unit_sets(
     Raises
     ------
     SchemaError
-        If a union names no cluster there is (near names are given), or clusters of several layers; if a pattern of
-        ``controlled`` or a layer of ``strata`` meets nothing, or strata do not fit the layer.
+        If a union names no cluster there is (near names are given), or clusters of several layers, or has the name of
+        one; if a pattern of ``controlled`` or a layer of ``strata`` meets nothing, or strata do not fit the layer.
     """
     table = Attributions() if table is None else table
     found: dict[str, UnitSet] = {WHOLE: UnitSet(WHOLE)}
     parts: dict[str, UnitSet] = {}
+    taken: set[str] = set()
     for cut, clusterings in labels.items():
         for clustering, given in clusterings.items():
             basis = np.ascontiguousarray(given, dtype=np.int64).tobytes()
@@ -85,10 +86,16 @@ def unit_sets(
                 for kind, row in (("only", kept), ("without", left)):
                     name = f"{cut}/{row['map'].item()}"
                     one = UnitSet(name, cut, clustering, cluster, kind, units=row.to_numpy(), basis=basis)  # type: ignore[arg-type]
+                    taken.add(name)
                     parts |= {name: one} if kind == "only" else {}
                     found |= {name: one} if kind in table.sets else {}
     for name, members in table.unions.items():
         one = _union(name, members, parts)
+        if one.name in taken:
+            raise SchemaError(
+                f"union {name!r} would be called {one.name!r}, as a cluster or what is left without it "
+                "is; give it another name"
+            )
         found[one.name] = one
     for one in _controls(found, table):
         found[one.name] = one

@@ -86,7 +86,7 @@ def asked_sets(clusters: "Materials") -> AskedSets:
     StoreError
         If the store cannot be read.
     StudyError
-        If there is no checkpoint of the number that clusters are taken from.
+        If there is no checkpoint of the number that clusters are taken from, or two clusterings have one name.
     SchemaError
         If unions, controls or strata name what is not there, or a file of clusters is of another layer.
     """
@@ -198,7 +198,13 @@ def _with_files(labels: Labels, table: Attributions) -> Labels:
             )
         units = len(next(iter(labels[layer].values())))
         for path in paths:
-            labels[layer][path.parent.name or path.stem] = read_clusters(path, layer=layer, units=units)
+            name = (path if path.is_dir() else path.parent).name or path.stem
+            if name in labels[layer]:
+                raise StudyError(
+                    f"attributions.files: the clusters of {path} would be called {name!r}, after their folder, as "
+                    f"others of {layer!r} are; put the file into a folder of another name"
+                )
+            labels[layer][name] = read_clusters(path, layer=layer, units=units)
     return labels
 
 

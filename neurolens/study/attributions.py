@@ -16,7 +16,7 @@ class Clusters(Table):
     layers: tuple[str, ...] = Field(
         min_length=1, description="Layers, by module path or globs, e.g. ['features.denseblock*']."
     )
-    k: tuple[PositiveInt, ...] = Field((2, 3, 4, 5), min_length=1, description="Numbers of clusters.")
+    k: tuple[Annotated[int, Field(ge=2)], ...] = Field((2, 3, 4, 5), min_length=1, description="Numbers of clusters.")
     images: PositiveInt = Field(1000, description="How many images of [data] the statistics are of; all, if fewer.")
     sample: Literal["stratified", "first"] = Field(
         "stratified", description="Which: as many of each class, or the first ones, as the reference takes them."
