@@ -247,6 +247,13 @@ def test_attribution_pictures__are_all_there(cube, numbers, shown):
         *(f"attribution_{kind}_{at}" for at in (0, 11, 23) for kind in ("panels", "clusters")),
     ]
     assert all(one.alt and one.caption and one.title for one in drawn)
+    heads = {one.name: one.figure.get_suptitle() for one in drawn}
+    assert heads["attribution_classes"] == f"{numbers.focus}, {numbers.where}"
+    for name in ("curves", "completeness", "clusters_0"):  # a file has no caption
+        assert heads[f"attribution_{name}"] == f"{'/'.join(numbers.clustering)}, {numbers.where}"
+    assert heads["attribution_decomposition"].startswith("/".join(numbers.clustering))
+    assert heads["attribution_training"] == "/".join(numbers.clustering)
+    assert any("two-sided p = " in text.get_text() for ax in drawn[2].figure.axes for text in ax.texts)
     sure, cells = remarkable(numbers.effects["without"])
     assert f"{sure} of {cells} differences" in drawn[0].caption
     name, _, difference = strongest(numbers.effects["without"])

@@ -110,6 +110,7 @@ def control_strip(
     draws: xr.DataArray,
     *,
     p: xr.DataArray | None = None,
+    p_label: str = "p",
     label: str = LABEL,
     figure: Figure | SubFigure | None = None,
 ) -> list[Axes]:
@@ -123,6 +124,8 @@ def control_strip(
         The same of their random controls.
     p : (map) or (map, attribution), optional
         What `neurolens.attribution.control` returns as `p`.
+    p_label
+        What it is called.
     label
         What the differences are of, for the axis.
     figure
@@ -153,7 +156,7 @@ def control_strip(
                 found = float(one["observed"].isel(map=row))
                 ax.scatter([found], [row], s=54, color=VERMILLION, marker="D", edgecolors="white", zorder=3)
                 if "p" in one:
-                    words = f"p = {float(one['p'].isel(map=row)):.3g}, {int(np.isfinite(values).sum())} sets"
+                    words = f"{p_label} = {float(one['p'].isel(map=row)):.3g}, {int(np.isfinite(values).sum())} sets"
                     ax.annotate(
                         words, (1, row - 0.42), xycoords=("axes fraction", "data"), ha="right", fontsize=8, color=INK
                     )

@@ -199,11 +199,12 @@ def gap_histogram(gap: xr.DataArray, change: xr.DataArray, *, ax: Axes | None = 
         ax.hist(np.clip(share, -reach, reach), bins=np.linspace(-reach, reach, 32).tolist(), color=BLUE, linewidth=0)
         ax.axvline(0, color=GREY, linewidth=0.9)
         middle = float(np.median(np.abs(share)))
-        ax.axvline(float(np.median(share)), color=VERMILLION, linewidth=1.2, linestyle="--")
+        ax.axvline(float(np.median(share)), color=VERMILLION, linewidth=1.2, linestyle="--", label="median")
         ax.set_xlabel(
-            f"gap, in shares of the change; median size {100 * middle:.2g} %"
-            + (f"\n{beyond:,} beyond, in the last bars" if beyond else "")
+            f"gap, in shares of the change\nmedian size {100 * middle:.2g} %"
+            + (f"; {beyond:,} beyond, in the last bars" if beyond else "")
         )
+        ax.legend(fontsize=8)
         ax.set_ylabel("images")
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         percent_axis(ax.xaxis)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.figure import Figure
 
 from neurolens.attribution.reading import measured_with, texts
 from neurolens.plot.attribution_effects import (
@@ -35,10 +36,11 @@ from neurolens.plot.attribution_parts import (
 )
 from neurolens.plot.attribution_pixels import has_pixels
 from neurolens.plot.picture import Picture
-from neurolens.plot.style import new_figure, styled
+from neurolens.plot.style import GREY, new_figure, styled
 
 PANELS = 2
 """Of how many images panels are drawn, if nothing else is said."""
+HEAD: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 9, "fontweight": "normal", "color": GREY}
 ADDITIVE = ("integrated_gradients", "input_x_gradient")
 
 
@@ -120,7 +122,14 @@ def _controls(given: AttributionNumbers) -> list[Picture]:
     if given.observed is None or given.draws is None or given.control is None:
         return []
     figure = new_figure((9.6, 1.7 + 0.5 * given.observed.sizes["map"]))
-    control_strip(given.observed, given.draws, p=given.control["p"], label=drop_label(given), figure=figure)
+    control_strip(
+        given.observed,
+        given.draws,
+        p=given.control["p"],
+        p_label="two-sided p",
+        label=drop_label(given),
+        figure=figure,
+    )
     least = 2 / (given.draws.sizes["draw"] + 1)
     caption = (
         f"Mean difference of each set against those of random sets of as many units ({given.where}). p is two-sided: "
@@ -133,7 +142,8 @@ def _controls(given: AttributionNumbers) -> list[Picture]:
 def _classes(given: AttributionNumbers) -> list[Picture]:
     if given.classes is None or given.classes.sizes["class"] < 2:
         return []
-    figure = new_figure((9.6, 3.9))
+    figure = new_figure((9.6, 4.1))
+    _headed(figure, given.focus, given)
     class_improvement(given.classes, label=drop_label(given), ax=figure.add_subplot())
     mean = float(given.classes["difference_mean"].mean())
     caption = f"{given.focus}, at {given.where}; {mean:+.3g} in the mean over classes and methods, computed from them."
@@ -146,6 +156,7 @@ def _over(given: AttributionNumbers) -> list[Picture]:
         return []
     figure = new_figure((4.4 * given.over.sizes["attribution"] + 2.2, 3.6))
     effects_over_checkpoints(given.over, label=drop_label(given), figure=figure)
+    figure.suptitle("/".join(given.clustering), **HEAD)
     whose = "whole classes" if "class_low" in given.over else "images"
     caption = (
         f"Each set of {'/'.join(given.clustering)} at {given.over.sizes[given.series]} checkpoints. Bands are of 95 %, "
@@ -160,6 +171,7 @@ def _curves(given: AttributionNumbers) -> list[Picture]:
         return []
     figure = new_figure(lines_size(given.curves))
     perturbation_lines(given.curves, figure=figure)
+    _headed(figure, "/".join(given.clustering), given)
     caption = (
         f"Mean probability over {given.curves.sizes['sample']:,} images as patches go, highest first, at "
         f"{given.where}; bands are of 95 % (normal)."
@@ -174,6 +186,7 @@ def _completeness(given: AttributionNumbers) -> list[Picture]:
     left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
     completeness_shares(given.shares, ax=left)
     gap_histogram(given.gap, given.change, ax=right)
+    _headed(figure, "/".join(given.clustering), given)
     middle = given.shares.median("sample")
     names = zip(short_sets(given.shares), middle.values)
     named = ", ".join(f"{float(value):+.0%} through {name}" for name, value in names)
@@ -199,12 +212,18 @@ def _decomposition(given: AttributionNumbers) -> list[Picture]:
     )
     if cosine is not None:
         cosine_heatmap(cosine.isel(attribution=at, drop=True), ax=grid[1])
+    _headed(figure, f"{'/'.join(given.clustering)}, {method_name(method)}", given)
     caption = (
         f"Maps of {method_name(method)} through {'/'.join(given.clustering)} at {given.where}. A large norm is no "
         "large contribution: norms do not add up, completeness does."
     )
     title = "How the map is made of its clusters"
     return [Picture("attribution_decomposition", title, caption, f"Bars and a matrix. {caption}", figure)]
+
+
+def _headed(figure: Figure, what: str, given: AttributionNumbers) -> None:
+    """Say above a picture of which sets it is, and where: its file has no caption."""
+    figure.suptitle(f"{what}, {given.where}", **HEAD)
 
 
 def panel_samples(given: AttributionNumbers, count: int) -> list[int]:
@@ -254,6 +273,7 @@ def image_pictures(given: AttributionNumbers, shown: ShownImages, count: int = P
             number = 0 if given.norms is None else given.norms.sizes["map"]
             figure = new_figure(overlays_size(number))
             cluster_overlays(one, np.asarray(image), clustering=given.clustering, method=method, figure=figure)
+            _headed(figure, "/".join(given.clustering), given)
             caption = (
                 f"Image {name}, {said}at {given.where}: {method_name(method)} through each cluster of "
                 f"{'/'.join(given.clustering)}, signed, all in one scale; their sum is the map of all "
