@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neurolens.pairs.ablation import ablate, ablation_curve, curve_difference, percentile_mask, zero_shot
     from neurolens.pairs.adapters import check_activation, open_clip_pool, pool_of, state_pool, timm_pool
+    from neurolens.pairs.associations import association, association_by_group
     from neurolens.pairs.choosing import class_pairs
     from neurolens.pairs.components import head_components, unit_components
     from neurolens.pairs.measure import scalars
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from neurolens.pairs.reconstruction import reconstruct
     from neurolens.pairs.retrieval import inertia, retrieve, sinks, top_images, without_sink
     from neurolens.pairs.segmentation import segment
+    from neurolens.pairs.shift import phrase_share
     from neurolens.pairs.strength import strengths, unit_gram, unit_norms
     from neurolens.pairs.text import heat_maps, logit_attribution, text_scores, top_pairs, top_phrases
     from neurolens.pairs.totals import ScalarTotals
@@ -41,6 +43,8 @@ _HOMES = {
     "ablate": "ablation",
     "ablation_curve": "ablation",
     "along": "writing",
+    "association": "associations",
+    "association_by_group": "associations",
     "check_activation": "adapters",
     "class_pairs": "choosing",
     "confusion": "metrics",
@@ -64,6 +68,7 @@ _HOMES = {
     "pair_norms": "norms",
     "pair_vectors": "writing",
     "percentile_mask": "ablation",
+    "phrase_share": "shift",
     "pool_of": "adapters",
     "read_embeddings": "phrases",
     "read_phrases": "phrases",
@@ -99,6 +104,8 @@ __all__ = [
     "ablate",
     "ablation_curve",
     "along",
+    "association",
+    "association_by_group",
     "check_activation",
     "class_pairs",
     "confusion",
@@ -122,6 +129,7 @@ __all__ = [
     "pair_norms",
     "pair_vectors",
     "percentile_mask",
+    "phrase_share",
     "pool_of",
     "read_embeddings",
     "read_phrases",
