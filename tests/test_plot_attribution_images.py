@@ -55,6 +55,15 @@ def test_attribution_panels__have_one_scale_for_both_maps_of_a_method(cube, imag
     assert whole.shape == (SIDE, SIDE, 3)
 
 
+def test_attribution_panels__break_names_that_are_wider_than_a_panel(cube, image, shown):
+    one = cube.isel(epoch=-1, sample=0)
+    called = {"stage1/without k3/0": "features.denseblock1/without k3/0"}
+    long = one.assign_coords(map=[called.get(str(name), str(name)) for name in one["map"].values])
+    axes = plot.attribution_panels(long, image, shown, filtered="features.denseblock1/without k3/0")
+    assert axes[2].get_title() == "map of\nfeatures.denseblock1/\nwithout k3/0"
+    assert all(len(line) <= 25 for ax in axes for line in ax.get_title().splitlines())
+
+
 def test_attribution_panels__say_probability_drop_and_sparsity(cube, image, shown):
     one = cube.isel(epoch=-1, sample=0)
     axes = plot.attribution_panels(one, image, shown, filtered=FILTERED)

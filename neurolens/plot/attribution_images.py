@@ -99,7 +99,7 @@ def attribution_panels(
     one, heat = one.isel(attribution=both), heat.isel(attribution=both)
     ground = _ground(image)
     methods = one.sizes["attribution"]
-    called = ("all units", cut(filtered, 30))
+    called = ("all units", _in_lines(filtered))
     titles = ("image", *(f"map of\n{name}" for name in called))
     titles += tuple(f"without the top {kind}\nof {name}" for kind in ("pixels", "patches") for name in called)
     with styled():
@@ -138,9 +138,15 @@ def attribution_panels(
         return list(grid.ravel())
 
 
+def _in_lines(name: str) -> str:
+    """Return the name of a set, the layer in a line of its own where it is long: a panel is narrow."""
+    layer, line, rest = name.partition("/")
+    return f"{cut(layer, 22)}/\n{cut(rest, 22)}" if line and len(name) > 20 else cut(name, 22)
+
+
 def panels_size(one: xr.Dataset) -> tuple[float, float]:
     """Return width and height in inches that `attribution_panels` needs."""
-    return 7 * _SIDE + 1.0, 0.75 + one.sizes["attribution"] * (_SIDE + _WORDS)
+    return 7 * _SIDE + 1.0, 0.9 + one.sizes["attribution"] * (_SIDE + _WORDS)
 
 
 def cluster_overlays(

@@ -206,6 +206,7 @@ def gap_histogram(gap: xr.DataArray, change: xr.DataArray, *, ax: Axes | None = 
         )
         ax.legend(fontsize=8)
         ax.set_ylabel("images")
+        ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         percent_axis(ax.xaxis)
         return ax

@@ -40,7 +40,7 @@ from neurolens.plot.style import GREY, new_figure, styled
 
 PANELS = 2
 """Of how many images panels are drawn, if nothing else is said."""
-HEAD: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 9, "fontweight": "normal", "color": GREY}
+HEAD: dict[str, Any] = {"x": 0.05, "ha": "left", "fontsize": 9, "fontweight": "normal", "color": GREY}
 ADDITIVE = ("integrated_gradients", "input_x_gradient")
 
 

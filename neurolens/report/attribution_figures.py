@@ -90,9 +90,9 @@ def effect_table(given: AttributionNumbers, kind: str = "without") -> FigureTabl
     """
     compared = given.effects[kind]
     by_class = "class_low" in compared
-    header = ["set", "units", "method", "unfiltered", "difference", "95 %, images"]
+    header = ["set", "units", "method", "unfiltered", "difference", "p, corrected", "p, random", "95 %, images"]
     header += ["95 %, classes"] if by_class else []
-    header += ["d_z", "p, corrected", "p, random"]
+    header.append("d_z")
     p = compared["class_p_max_t" if by_class else "p_max_t"]
     lines = []
     for row in range(compared.sizes["map"]):
@@ -100,10 +100,10 @@ def effect_table(given: AttributionNumbers, kind: str = "without") -> FigureTabl
             one = compared.isel(map=row, attribution=column)
             kept = int(one["kept"]) if "kept" in one.coords else -1
             cells = [str(one["map"].item()), f"{kept:,}" if kept >= 0 else "", method_name(one["attribution"].item())]
-            cells += [f"{float(one['baseline_mean']):.3f}", f"{float(one['difference']):+.3f}"]
-            cells.append(_range(one["low"], one["high"], 3))
-            cells += [_range(one["class_low"], one["class_high"], 3)] if by_class else []
-            cells += [f"{float(one['d_z']):+.2f}", _p(p.isel(map=row, attribution=column)), _random(given, one)]
+            cells += [f"{float(one['baseline_mean']):.4f}", f"{float(one['difference']):+.4f}"]
+            cells += [_p(p.isel(map=row, attribution=column)), _random(given, one), _range(one["low"], one["high"])]
+            cells += [_range(one["class_low"], one["class_high"])] if by_class else []
+            cells.append(f"{float(one['d_z']):+.2f}")
             lines.append(tuple(cells))
     images = int(compared["n"].max())
     what = "Units without a cluster" if kind == "without" else "Clusters alone"
@@ -254,8 +254,8 @@ def _values(ds: xr.Dataset, name: str) -> Sequence[Any]:
     return found
 
 
-def _range(low: xr.DataArray, high: xr.DataArray, digits: int = 4) -> str:
-    return f"{float(low):+.{digits}f} to {float(high):+.{digits}f}"
+def _range(low: xr.DataArray, high: xr.DataArray) -> str:
+    return f"{float(low):+.4f} to {float(high):+.4f}"
 
 
 def _p(value: xr.DataArray) -> str:
