@@ -90,7 +90,7 @@ def segmentation(
     labels = [number for number in sorted(numbers) if category_of[number] in chosen]
     if not labels:
         raise DataError(f"no category is chosen; {root / layout.names} has: {', '.join(known)}")
-    names, cells = _pairs(root, layout)
+    names, cells = paired_files(root, layout)
     image_size = _pair(size) or _shared_size(root, names)
     others = tuple(number for number in sorted(numbers) if category_of[number] not in chosen)
     return ConceptSet(
@@ -142,7 +142,7 @@ def _names(path: Path, category: str) -> tuple[dict[int, str], dict[int, str]]:
     return names, categories
 
 
-def _pairs(root: Path, layout: Layout) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def paired_files(root: Path, layout: Layout) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Return the images in natural order, and the label pictures of each."""
     images = _files(root, layout.images, SUFFIXES)
     planes = [_files(root, folder, LABEL_SUFFIXES) for folder in layout.labels]

@@ -55,12 +55,7 @@ def head_similarity(
     """
     given = checked_maps(pool, maps)
     vectors = _vectors(pool, texts)
-    columns = pool.W_o.reshape(pool.features, pool.heads, pool.head_dim).transpose(1, 0, 2)  # (head, feature, d)
-    if bias:
-        share = np.broadcast_to(pool.b_o / (pool.tokens * pool.heads), (pool.heads, pool.features))
-        columns = np.concatenate([columns, share[:, :, None].astype(pool.dtype)], axis=2)
-    toward = np.matmul(vectors.to_numpy(), columns)  # (head, phrase, d)
-    triangles = np.linalg.qr(columns, mode="r")  # lengths after R are those after the columns
+    toward, triangles = _heads(pool, vectors.to_numpy(), bias)
     patches = pool.tokens - 1
     working = np.result_type(pool.dtype, given.dtype, toward.dtype)
     out = np.empty((len(given), pool.heads, len(vectors), patches), working)
@@ -190,6 +185,22 @@ def value_logits(
     values = np.clip(out, -1, 1).reshape(*out.shape[:2], *pool.grid)
     found = xr.DataArray(values, dims=DIMS, coords=_named(vectors), name="logit")
     return found.assign_attrs(long_name="cosine of a class and a patch", units="1")
+
+
+def _heads(pool: Pool, vectors: Array, bias: bool) -> tuple[Array, Array]:
+    """Return ⟨t, c⟩ (head, phrase, d) of the columns c of each head, and R (head, row, d) of their QR.
+
+    Lengths after R are those after the columns. With the bias, its share at a token is a last column.
+    """
+    share = (pool.b_o / (pool.tokens * pool.heads))[:, None]
+    toward, triangles = [], []
+    for head in range(pool.heads):
+        columns = pool.W_o[:, head * pool.head_dim : (head + 1) * pool.head_dim]
+        if bias:
+            columns = np.concatenate([columns, share.astype(pool.dtype)], axis=1)
+        toward.append(vectors @ columns)
+        triangles.append(np.linalg.qr(columns, mode="r"))
+    return np.stack(toward), np.stack(triangles)
 
 
 def _mixed(pool: Pool, x: Array, attention: Sequence[str]) -> Array:
