@@ -10,7 +10,7 @@ from attribution_study import TEXT, outcomes, run, run_both
 
 import neurolens
 from neurolens import rows
-from neurolens.errors import DataError, SchemaError, StudyError
+from neurolens.errors import CaptureError, DataError, SchemaError, StudyError
 from neurolens.study import load_study
 
 
@@ -197,6 +197,36 @@ def test_run_rows__tables_of_patches_take_what_they_should(make_study):
     found = opened(path)
     assert found["patch"].dtype == np.float32
     assert found["patch"].isel(epoch=0, sample=0).nbytes == (1 + 3 * 2 * 14) * 2 * 16 * 4
+
+
+def test_run_rows__that_fail_on_further_sets_leave_those_there_are(make_study, asked, monkeypatch):
+    import neurolens.attribution.measure as module
+
+    path = make_study(text=TEXT, checkpoints=1)
+    run_both(path)
+    before, measure = opened(path), module.measure
+    asked.clear()
+    more = "clusters.k=[2,3,4]"
+
+    def refused(*args: Any, **options: Any) -> Any:
+        raise CaptureError("layer 'bn2' is no cut")
+
+    monkeypatch.setattr(module, "measure", refused)
+    assert outcomes(run_both(path, more)["attributions"]) == {("failed", "layer 'bn2' is no cut")}
+    assert outcomes(run(path, "attributions", more)) == {("failed", "layer 'bn2' is no cut")}
+    after = opened(path)
+    assert after["total"].isnull().sel(map="bn2/k4/0").all()
+    for name in ("total", "dot", "masked_logit"):
+        found = after[name].sel(map=before["map"].values)
+        found = found.sel(mate=before["mate"].values) if "mate" in found.dims else found
+        np.testing.assert_array_equal(found.values, before[name].values)
+    (row, *_) = rows.plan(
+        rows.gather(load_study(path, overrides=[more]), "attributions"), rows.open_for_reading(load_study(path))
+    ).todo
+    assert (row.state, row.why) == ("stale", "sets of units were added")
+    monkeypatch.setattr(module, "measure", measure)
+    assert outcomes(run(path, "attributions", more)) == {("computed", "")}
+    assert {name.split("/")[1].split()[-1] for names in asked for name in names} == {"k4"}
 
 
 def test_gather__names_what_unions_and_controls_do_not_find(make_study):

@@ -44,6 +44,11 @@ class Completing:
         self.given |= self._needed(materials, missing, entries)
 
     @property
+    def keeping(self) -> frozenset[str]:
+        """The parts of which the row holds sets that stay, whatever becomes of those that are lacking."""
+        return frozenset(part for part, held in self._held.items() if held)
+
+    @property
     def told(self) -> dict[str, Any]:
         """What the provenance of the row says of the sets that it holds."""
         if not self._parts:

@@ -131,20 +131,22 @@ class _Bench:
             return self._measure(row, missing, entries)
 
     def _measure(self, row: Row, missing: tuple[str, ...], entries: Mapping[str, "LedgerRow"]) -> Result:
-        materials, known = self.materials, {entries[part].error for part in missing}
+        materials, keeping = self.materials, frozenset(row.sets)
         cube = schema.CUBES[materials.cube]
         began = time.perf_counter()
         keys = {part: row.keys[part] for part in missing}
         positions = {dim: value for dim, value in (("epoch", row.epoch), ("step", row.step)) if value is not None}
         try:
             completing = Completing(materials, row, missing, entries, self.store)
+            keeping = completing.keeping
             measured = measure_row(materials, row, missing, self.blocks[row.block], **completing.given)
             values = completing.whole(measured)
         except (NeurolensError, OSError) as error:
             seconds, why = time.perf_counter() - began, str(error)
             if may_pass(error) and not self.record_io_errors:
                 return Result(row, "io_error", seconds, why)
-            if known != {why}:  # the same failure again is no news for the history
+            keys = {part: wanted for part, wanted in keys.items() if part not in keeping}  # a failure would end those
+            if {entries[part].error for part in keys} - {why}:  # the same failure again is no news for the history
                 self.store.write_failure(
                     cube, row.id, positions=positions, keys=keys, error=why, provenance=provenance(materials, row)
                 )
