@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurolens.attribution.sets import unit_sets
-from neurolens.errors import SchemaError
-from neurolens.study import Attributions
+from neurolens.errors import SchemaError, StudyError
+from neurolens.study import Attributions, load_study
+from neurolens.study_files import init_study
 
 LABELS = {"a": {"k2": np.array([0, 0, 1, 0]), "k3": np.array([0, 1, 2, 0])}, "b": {"k2": np.array([1, 0, 1, 1, 0])}}
 
@@ -79,6 +80,21 @@ def test_unit_sets__draws_as_many_of_each_stratum():
     for one in unit_sets(labels, table):
         if one.kind == "control":
             assert (one.units[:10].sum(), one.units[10:].sum()) == (5, 15)
+
+
+def test_init_study__of_densenet_draws_the_references_controls_from_all_channels(tmp_path):
+    path = init_study(tmp_path / "study.toml", "densenet121-imagenet")
+    found = load_study(path, profile="seed").attributions
+    assert (found.control_compat, any(found.strata.values())) == ("seed", False)
+    with pytest.raises(StudyError, match="'seed' draws from all units, and strata of "):
+        load_study(path, overrides=["attributions.control_compat=seed"])
+    sets = unit_sets({"features.denseblock1": {"k3": np.arange(256) % 3}}, found)
+    assert sum(one.kind == "control" for one in sets) == 3 * 20
+
+
+def test_unit_sets__of_strata_that_begin_nowhere_draws_from_all_units():
+    table = Attributions(controlled=("a/k2/0",), controls=3)
+    assert by_name(table.model_copy(update={"strata": {"a": ()}})) == by_name(table)
 
 
 def test_unit_sets__filters_the_references_units_away_in_its_controls():

@@ -139,7 +139,7 @@ def _controls(found: Mapping[str, UnitSet], table: Attributions) -> Iterable[Uni
             continue
         one = found[name]
         strata = None
-        if one.cut in table.strata:
+        if table.strata.get(one.cut):
             strata = np.searchsorted(table.strata[one.cut], np.arange(len(one.units)), side="right")
         # the reference draws the units that it filters away, of which a set without a cluster is the rest
         flipped = table.control_compat is not None and one.kind == "without"

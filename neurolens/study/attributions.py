@@ -124,3 +124,13 @@ class Attributions(Table):
     tolerance: Annotated[float, Field(gt=0)] = Field(1e-4, description="Largest residual of a layer taken as a cut.")
     block: PositiveInt = Field(32, description="Images that are measured and written together.")
     memory_mib: PositiveInt = Field(2048, description="Memory for maps and for a pass of the network.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        apart = sorted(layer for layer, starts in self.strata.items() if starts)
+        if self.control_compat is not None and apart:
+            raise ValueError(
+                f"control_compat = 'seed' draws from all units, and strata of {apart[0]} are given; set them to [], or "
+                "leave control_compat out"
+            )
+        return self
