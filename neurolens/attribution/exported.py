@@ -52,7 +52,7 @@ def scored(data: xr.Dataset, *, missing: OnMissing = "error") -> xr.Dataset:
     Dataset over (level, sample, map, attribution)
         ``sparsity``: share of entries that are not needed for most of the mass. ``faithfulness``: how far the
         probability of the class falls without the highest entries; absent where it was not measured. NaN where a map
-        is zero everywhere. `method` is that of the reference: those of ig and saliency that were measured.
+        is zero everywhere. `attribution` is named as the reference has it: those of ig and saliency that were measured.
 
     Raises
     ------

@@ -38,10 +38,9 @@ def cluster_analyses(data: xr.Dataset, one: Filtered, method: str, images: Seque
     by image
         ``cluster_magnitudes``: L2 norms by cluster. ``cluster_percentages``: of the sum of the norms.
         ``cluster_sparsity``: of pixels. ``reconstruction_error``: mean \\|sum of the clusters' maps − whole map\\|.
-        ``cluster_independence``: mean \\|Pearson\\| over pairs of clusters; the higher, the *less* independent. It
-        takes the number of entries of a map, so a store without any full map leaves it None; so are percentages where
-        all maps are zero, a sparsity of a map of zeros, a correlation where no pair of maps varies. Images that were
-        not measured are absent.
+        ``cluster_independence``: mean \\|Pearson\\| over pairs of clusters; the higher, the *less* independent. None
+        where the store does not know the size of a map; so are percentages where all maps are zero, a sparsity of a
+        map of zeros, a correlation where no pair of maps varies. Images that were not measured are absent.
 
     Raises
     ------

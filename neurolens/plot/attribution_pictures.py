@@ -142,7 +142,7 @@ def _controls(given: AttributionNumbers) -> list[Picture]:
 def _classes(given: AttributionNumbers) -> list[Picture]:
     if given.classes is None or given.classes.sizes["class"] < 2:
         return []
-    figure = new_figure((9.6, 4.1))
+    figure = new_figure((9.6, 4.4))
     _headed(figure, given.focus, given)
     class_improvement(given.classes, label=drop_label(given), ax=figure.add_subplot())
     mean = float(given.classes["difference_mean"].mean())
