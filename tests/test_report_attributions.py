@@ -107,6 +107,9 @@ def test_effect_table__has_a_line_per_set_and_method_with_every_interval(numbers
     assert one["95 %, images"] == f"{float(cell['low']):+.4f} to {float(cell['high']):+.4f}"
     assert one["p, random"] == f"{float(numbers.control['p'].isel(map=0, attribution=1)):.3g}"
     assert lines["stage2/without k3/0", "Saliency"]["p, random"] == ""
+    alone = effect_table(numbers, "only")
+    assert "p, random" not in alone.header  # no cluster alone has random sets
+    assert "random" not in alone.caption
 
 
 def test_write_report__has_a_section_with_its_pictures(study, tmp_path):

@@ -90,9 +90,9 @@ def effect_table(given: AttributionNumbers, kind: str = "without") -> FigureTabl
     """
     compared = given.effects[kind]
     by_class = "class_low" in compared
-    header = ["set", "units", "method", "unfiltered", "difference", "p, corrected", "p, random", "95 %, images"]
-    header += ["95 %, classes"] if by_class else []
-    header.append("d_z")
+    drawn = given.control is not None and bool(set(_values(given.control, "map")) & set(_values(compared, "map")))
+    header = ["set", "units", "method", "unfiltered", "difference", "p, corrected", *(["p, random"] if drawn else [])]
+    header += [*(["95 %, classes"] if by_class else []), "95 %, images", "d_z"]
     p = compared["class_p_max_t" if by_class else "p_max_t"]
     lines = []
     for row in range(compared.sizes["map"]):
@@ -101,9 +101,9 @@ def effect_table(given: AttributionNumbers, kind: str = "without") -> FigureTabl
             kept = int(one["kept"]) if "kept" in one.coords else -1
             cells = [str(one["map"].item()), f"{kept:,}" if kept >= 0 else "", method_name(one["attribution"].item())]
             cells += [f"{float(one['baseline_mean']):.4f}", f"{float(one['difference']):+.4f}"]
-            cells += [_p(p.isel(map=row, attribution=column)), _random(given, one), _range(one["low"], one["high"])]
+            cells += [_p(p.isel(map=row, attribution=column)), *([_random(given, one)] if drawn else [])]
             cells += [_range(one["class_low"], one["class_high"])] if by_class else []
-            cells.append(f"{float(one['d_z']):+.2f}")
+            cells += [_range(one["low"], one["high"]), f"{float(one['d_z']):+.2f}"]
             lines.append(tuple(cells))
     images = int(compared["n"].max())
     what = "Units without a cluster" if kind == "without" else "Clusters alone"
@@ -112,7 +112,7 @@ def effect_table(given: AttributionNumbers, kind: str = "without") -> FigureTabl
         "that of the unfiltered map, and filtered − unfiltered with intervals. "
         f"p is corrected for all {p.size} cells of the table by sign-flip max-T"
         + (", whole classes flipped" if by_class else "")
-        + ("." if given.control is None else "; against random sets it is two-sided, and not corrected.")
+        + ("; against random sets it is two-sided, and not corrected." if drawn else ".")
     )
     return FigureTable(f"{what}: how faithful their maps are", caption, tuple(header), tuple(lines))
 
