@@ -116,6 +116,9 @@ def test_write_report__has_a_section_with_its_pictures(study, tmp_path):
     loaded = load_study(study)
     text = write_report(loaded.store.url, tmp_path / "r.html", study=loaded).read_text(encoding="utf-8")
     assert "<script" not in text
+    ways = re.findall(r"<dt>attributions measured with</dt><dd>(.*?)</dd>", text)
+    assert len(ways) == 1
+    assert "maps" not in ways[0]  # which sets a row holds is no way of measuring
     start = text.index('<section id="attributions">')
     section, rest = text[start : text.index('<section id="ledger">')], text[: text.index('<section id="attributions">')]
     titles = re.findall(r"<strong>(.*?)</strong>", section)

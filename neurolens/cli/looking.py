@@ -194,11 +194,13 @@ def _bytes(size: float) -> str:
 
 
 def _provenance(ledger: Any) -> list[str]:
-    """Return each distinct way in which rows were measured: what differs by checkpoint is left out."""
+    """Return each distinct way in which rows were measured, less what differs by checkpoint and what they hold."""
+    from neurolens.rows.holding import HELD
+
     texts = set()
     for entry in ledger.rows():
         fields = json.loads(entry.provenance) if entry.provenance else {}
-        kept = {name: value for name, value in fields.items() if name not in ("checkpoint", "digest")}
+        kept = {name: value for name, value in fields.items() if name not in ("checkpoint", "digest", HELD)}
         if kept:
             texts.add(json.dumps(kept, sort_keys=True))
     return sorted(texts)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from neurolens import schema
+from neurolens.rows.holding import HELD
 from neurolens.store import Ledger, LedgerRow
 
 CELLS = 400
@@ -137,10 +138,10 @@ def _known(row: LedgerRow) -> dict[str, Any]:
 
 
 def _ways(rows: list[LedgerRow]) -> tuple[str, ...]:
-    """Name every way in which rows were measured, less what differs by checkpoint."""
+    """Name every way in which rows were measured, less what differs by checkpoint, and what they hold."""
     ways = set()
     for row in rows:
-        known = {name: value for name, value in _known(row).items() if name not in ("checkpoint", "digest")}
+        known = {name: value for name, value in _known(row).items() if name not in ("checkpoint", "digest", HELD)}
         versions = known.pop("versions", {})
         words = [f"{name} {value}" for name, value in {**versions, **known}.items()]
         if words:
