@@ -120,12 +120,12 @@ def _controls(study: "Study", position: int) -> dict[str, Any]:
 
 
 def _units(study: "Study", position: int) -> "tuple[UnitSet, ...]":
-    from neurolens.checkpoints import discover
     from neurolens.rows.asking_sets import asked_sets
+    from neurolens.rows.materials import gather
 
     try:
-        found = asked_sets(study, discover(study.checkpoints, source=study.model.transformers))
-    except NeurolensError as error:  # checkpoints may be gone; what they gave is in the store
+        found = asked_sets(gather(study, "clusters"))
+    except NeurolensError as error:  # checkpoints or data may be gone; what they gave is in the store
         say(f"the units of controls are not known: {error}")
         return ()
     return tuple(found.sets.get(position, ()))
