@@ -262,3 +262,17 @@ def test_gather__takes_clusters_of_files_and_refuses_those_of_another_layer(make
     wrong = load_study(path, overrides=['attributions.files={bn2=["bn3_k2/cluster_results.npz"]}'])
     with pytest.raises(DataError, match="holds clusters of 'bn3', and those of 'bn2' were needed"):
         rows.gather(wrong, "attributions")
+
+
+def test_run_rows__says_when_another_run_took_away_what_a_row_was_to_keep(make_study):
+    path = make_study(text=TEXT, checkpoints=1)
+    run_both(path)
+    run(path, "clusters", "clusters.k=[2,4]")
+    study = load_study(path, overrides=["clusters.k=[2,4]"])
+    materials, store = rows.gather(study, "attributions"), rows.open_for_writing(study)
+    planned = rows.plan(materials, store).todo  # to keep k = 3 too, and to add 4
+    run(path, "clusters")
+    run(path, "attributions", 'attributions.explain="log_prob"')
+    results = rows.run_rows(materials, planned, store)
+    assert {result.outcome for result in results} == {"failed"}
+    assert "by other settings meanwhile" in results[0].why

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from neurolens import schema
+from neurolens.errors import StoreError
 from neurolens.rows.holding import AXIS, HELD, held_sets, spread, told_sets
 from neurolens.rows.materials import MEASURES, Materials
 from neurolens.rows.planning import Row, chosen_samples
@@ -39,6 +40,11 @@ class Completing:
             self._sizes = {dim: len(store.axis(materials.cube, dim)) for dim in self._cube.growing}
             self._sizes |= {dim: len(axis) for dim, axis in materials.axes.items() if dim not in self._sizes}
             by_id = {materials.sets.id_of(one): one for one in materials.sets.sets[row.position]}
+            if not by_id.keys() >= set(self._lacking):  # planned to be kept, and gone since
+                raise StoreError(
+                    f"another run has measured {materials.series.dim} {row.position}, block {row.block}, by other "
+                    "settings meanwhile, and what the row held is gone; run again"
+                )
             asked: list[UnitSet] = [by_id[name] for name in self._lacking]
             self.given = {"sets": asked, "mates": self._sizes["mate"], "chosen": chosen_samples(materials)}
         self.given |= self._needed(materials, missing, entries)
