@@ -52,7 +52,7 @@ def measure_row(materials, row, parts, samples):
 working.measure_row = measure_row
 working.provenance = lambda materials, row: {"checkpoint": str(row.path)}
 working._Bench.set_threads = lambda self: None
-rows.materials.device = lambda compute: "cpu"
+rows.gathering.device = lambda compute: "cpu"
 
 class Network:
     description = {"name": "none"}

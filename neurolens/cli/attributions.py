@@ -120,8 +120,8 @@ def _controls(study: "Study", position: int) -> dict[str, Any]:
 
 
 def _units(study: "Study", position: int) -> "tuple[UnitSet, ...]":
+    from neurolens.rows import gather
     from neurolens.rows.asking_sets import asked_sets
-    from neurolens.rows.materials import gather
 
     try:
         found = asked_sets(gather(study, "clusters"))

@@ -5,16 +5,9 @@ when the ledger holds it as done under the key that the study wants now. A faile
 because what mended it may lie outside its key (a model factory, a library, a file system).
 """
 
+from neurolens.rows.gathering import gather, gather_all
 from neurolens.rows.keys import key
-from neurolens.rows.materials import (
-    MEASURES,
-    Materials,
-    cubes,
-    device,
-    gather,
-    gather_all,
-    threads,
-)
+from neurolens.rows.materials import MEASURES, Materials, cubes, device, threads
 from neurolens.rows.opening import open_for_reading, open_for_writing
 from neurolens.rows.planning import Plan, Row, State, plan, prepare
 from neurolens.rows.working import Outcome, Result, may_pass, measure_row, provenance, run_rows

@@ -1,15 +1,16 @@
 """Which sets of units each checkpoint's attributions are asked of: from the clusters in the store, and from files."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from neurolens import schema
-from neurolens.attribution.sets import UnitSet, unit_sets
+from neurolens.attribution.sets import unit_sets
 from neurolens.errors import DataError, StudyError, nearest
+from neurolens.rows.asked import AskedSets
 from neurolens.rows.keys import key
 from neurolens.rows.opening import open_for_reading
 from neurolens.rows.planning import plan
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from neurolens.checkpoints import Checkpoint, Series
     from neurolens.data import SampleSet
     from neurolens.rows.materials import Materials
-    from neurolens.store import Axis
 
 Array = npt.NDArray[Any]
 Labels = dict[str, dict[str, Array]]
@@ -29,46 +29,6 @@ ASKED = ("attributions",)
 
 _CLUSTERING = ("layers", "k")
 """Keys of [clusters] that say of what there are clusters, and not which: these do not change the others."""
-
-
-@dataclass(frozen=True)
-class AskedSets:
-    """The sets that each row is asked of, by position in the series; ``note`` says why there are none.
-
-    ``common`` is what the ids of sets have in common, whatever the checkpoint; empty where ids end in the digest.
-    """
-
-    sets: Mapping[int, tuple[UnitSet, ...]]
-    common: str = ""
-    note: str = ""
-
-    def id_of(self, one: UnitSet) -> str:
-        """Return the id of a set on the store's axis."""
-        return f"{one.name}@{self.common or one.digest}"
-
-    def digests(self, position: int) -> dict[str, str]:
-        """Return the digest of each set of a row by its id."""
-        return {self.id_of(one): one.digest for one in self.sets[position]}
-
-    def axes(self) -> dict[str, "Axis"]:
-        """Return the axis of all sets, with what is known of each, and that of the clusters of a clustering."""
-        from neurolens.store import Axis
-
-        found = {self.id_of(one): one for sets in self.sets.values() for one in sets}
-        sizes: dict[str, set[int]] = {name: set() for name in found}
-        for sets in self.sets.values():
-            for one in sets:
-                sizes[self.id_of(one)].add(int(one.units.sum()))
-        coords: dict[str, Array] = {
-            name: np.array([getattr(one, name) for one in found.values()], dtype=np.dtypes.StringDType())
-            for name in ("cut", "clustering", "kind", "of")
-        }
-        coords |= {name: np.array([getattr(one, name) for one in found.values()]) for name in ("cluster", "draw")}
-        kept = [size.pop() if len(size) == 1 and found[name].cut else -1 for name, size in sizes.items()]
-        coords["kept"] = np.array(kept, dtype=np.int64)
-        most = 1 + max((one.cluster for one in found.values()), default=0)
-        names = np.array(list(found), dtype=np.dtypes.StringDType())
-        return {"map": Axis(names, coords), "mate": Axis(np.arange(max(1, most), dtype=np.int64))}
 
 
 def asked_sets(clusters: "Materials") -> AskedSets:

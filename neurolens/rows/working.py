@@ -51,7 +51,7 @@ def run_rows(
     Parameters
     ----------
     materials, store
-        From :func:`gather` and :func:`open_for_writing`. The store is prepared, if it is not yet.
+        From `gather` and :func:`open_for_writing`. The store is prepared, if it is not yet.
     rows
         Rows of a plan.
     report
