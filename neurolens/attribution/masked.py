@@ -136,19 +136,19 @@ class _Shown:
         if key not in self.seen:
             self.seen[key] = self.pictures + len(self.waiting)
             self.waiting.append((self.sample, np.frombuffer(key, dtype=np.uint8)))
-            if len(self.waiting) == self.size:
-                place = self.seen[key]
-                self.flush()
-                return place
+            if len(self.waiting) == 2 * self.size:
+                self._show_waiting(self.size)
         return self.seen[key]
 
     def flush(self) -> None:
-        """Show what waits."""
-        if not self.waiting:
-            return
-        rows = torch.tensor([sample for sample, _ in self.waiting])
-        packed = np.stack([mask for _, mask in self.waiting])
-        self.waiting = []
+        """Show what waits, in even passes: one of a few samples takes each of them longer."""
+        for left in range(-(-len(self.waiting) // self.size), 0, -1):
+            self._show_waiting(-(-len(self.waiting) // left))
+
+    def _show_waiting(self, count: int) -> None:
+        shown, self.waiting = self.waiting[:count], self.waiting[count:]
+        rows = torch.tensor([sample for sample, _ in shown])
+        packed = np.stack([mask for _, mask in shown])
         entries = np.unpackbits(packed, axis=1, count=int(np.prod(self.shape))).astype(bool)
         masks = _pixels(entries.reshape(-1, *self.shape), tuple(self.x.shape[1:]))
         samples = self.x[rows]
