@@ -22,7 +22,7 @@ demo: $(STAMP) ## train on digits and shapes, measure every checkpoint, write st
 	@$(BIN)/neurolens demo demo
 
 test: $(STAMP) ## run the whole test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .
