@@ -14,6 +14,7 @@ def test_notebook__runs(path, tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason="needs the dev extra")
     nbclient = pytest.importorskip("nbclient", reason="needs the dev extra")
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # waits for no other test
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel sets its own
     notebook = nbformat.read(path, as_version=4)
