@@ -29,6 +29,10 @@ MEASURES = {
     "effects": "neurolens.effects.measure",
     "clusters": "neurolens.clusters.measure",
     "attributions": "neurolens.attribution.measure",
+    "texts": "neurolens.pairs.text_cube",
+    "pools": "neurolens.pairs.pool_cube",
+    "pairs": "neurolens.pairs.pair_cube",
+    "codes": "neurolens.sparse_codes.cube",
 }
 """The module that measures each cube: ``parts``, ``key_config`` and ``measure``; and, where the cube has more dims than
 series and sample, ``axes``. Optional: ``block_size``, where rows are resumed by blocks of samples;

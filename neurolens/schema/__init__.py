@@ -18,6 +18,7 @@ from neurolens.schema.concepts import CONCEPTS
 from neurolens.schema.effect_results import FUNCTIONAL_DEATHS
 from neurolens.schema.effects import EFFECTS
 from neurolens.schema.mortality_results import EVENTS, MORTALITY_RESULTS
+from neurolens.schema.pairs import CODES, PAIRS, POOLS, TEXTS
 from neurolens.schema.records import PROVENANCE, SERIES, SERIES_DIMS, Cube, Part, Variable
 from neurolens.schema.samples import (
     CORRECT,
@@ -44,6 +45,7 @@ __all__ = [
     "ATTRIBUTION_RESULTS",
     "ATTRIBUTION_SCORES",
     "CLUSTERS",
+    "CODES",
     "CONCEPTS",
     "CORRECT",
     "CUBES",
@@ -61,6 +63,8 @@ __all__ = [
     "LOSS",
     "MARGIN",
     "MORTALITY_RESULTS",
+    "PAIRS",
+    "POOLS",
     "PREDICTED",
     "PROVENANCE",
     "P_TRUE",
@@ -70,6 +74,7 @@ __all__ = [
     "SERIES",
     "SERIES_DIMS",
     "TALLIES",
+    "TEXTS",
     "UNITS",
     "UNIT_RESULTS",
     "Cube",
@@ -85,7 +90,21 @@ __all__ = [
 
 CUBES: dict[str, Cube] = {
     cube.name: cube
-    for cube in (SAMPLES, UNITS, ACTIVATIONS, CONCEPTS, EFFECTS, CLUSTERS, ATTRIBUTIONS, TALLIES, DORMANCY)
+    for cube in (
+        SAMPLES,
+        UNITS,
+        ACTIVATIONS,
+        CONCEPTS,
+        EFFECTS,
+        CLUSTERS,
+        ATTRIBUTIONS,
+        TEXTS,
+        POOLS,
+        PAIRS,
+        CODES,
+        TALLIES,
+        DORMANCY,
+    )
 }
 
 

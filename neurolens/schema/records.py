@@ -62,7 +62,8 @@ class Cube:
     """A group of the store: its dims, and its variables by part.
 
     ``adopted`` is the command that brings in a cube that is not measured here. ``growing`` are dims that are added to:
-    what a study no longer names stays in the store, and rows hold some of it.
+    what a study no longer names stays in the store, and rows hold some of it. ``sample`` is what an opened cube calls
+    the dim ``sample``, where what is shown to the network are no samples of [data].
     """
 
     name: str
@@ -72,6 +73,7 @@ class Cube:
     description: str = ""
     adopted: str = ""
     growing: tuple[str, ...] = ()
+    sample: str = "sample"
 
     @property
     def variables(self) -> tuple[Variable, ...]:

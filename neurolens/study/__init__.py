@@ -7,10 +7,12 @@ from typing import Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from neurolens.errors import nearest
 from neurolens.settings import read_settings
 from neurolens.study.analyses import Activations, ConceptFiles, Concepts, Effects, Samples, Units
 from neurolens.study.attributions import Attributions, Clusters
 from neurolens.study.inputs import Data, Exposure, ImageNet, LabelNoise, Selection, Text, Train, Validation
+from neurolens.study.pairs import Codes, Pairs, PhraseSet, Pools, Texts
 from neurolens.study.tables import (
     FACTORY,
     TRANSFORMERS,
@@ -33,6 +35,7 @@ __all__ = [
     "CheckpointFile",
     "Checkpoints",
     "Clusters",
+    "Codes",
     "Compute",
     "ConceptFiles",
     "Concepts",
@@ -42,6 +45,9 @@ __all__ = [
     "ImageNet",
     "LabelNoise",
     "Model",
+    "Pairs",
+    "PhraseSet",
+    "Pools",
     "Preprocessing",
     "Samples",
     "Selection",
@@ -49,6 +55,7 @@ __all__ = [
     "Study",
     "Table",
     "Text",
+    "Texts",
     "Train",
     "Transformers",
     "Units",
@@ -80,6 +87,10 @@ class Study(Table):
     effects: Effects | None = Field(None)
     clusters: Clusters | None = Field(None)
     attributions: Attributions | None = Field(None)
+    texts: Texts | None = Field(None)
+    pools: Pools | None = Field(None)
+    pairs: Pairs | None = Field(None)
+    codes: Codes | None = Field(None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -98,6 +109,7 @@ class Study(Table):
             raise ValueError("[effects] are of units whose concepts died, and there is no [concepts] table; add one")
         if self.attributions is not None and self.clusters is None:
             raise ValueError("[attributions] are of clusters of units, and there is no [clusters] table; add one")
+        self._check_pairs()
         if self.effects is not None and "data" not in self.model_fields_set and self.model.name != "digits_convnet":
             raise ValueError(
                 f"[effects] are measured on the samples of [data], and there is no such table; name those that "
@@ -106,6 +118,21 @@ class Study(Table):
         if self.train is not None:
             self._check_written_names(self.train)
         return self
+
+    def _check_pairs(self) -> None:
+        if self.pairs is not None and self.pools is None:
+            raise ValueError("[pairs] are of an attention pool, and there is no [pools] table; add one")
+        if self.codes is None:
+            return
+        if self.pools is None or self.texts is None:
+            raise ValueError("[codes] tell pairs of a pool in phrases; add a [pools] and a [texts] table")
+        if self.codes.words not in self.texts.sets:
+            raise ValueError(
+                f"codes.words is {self.codes.words!r}, and [texts.sets] has no such set; "
+                f"{nearest(self.codes.words, self.texts.sets)}"
+            )
+        if self.codes.percentile is not None and not self.pools.totals:
+            raise ValueError("codes.percentile is of the norms of pairs over images; set pools.totals = true")
 
     def _check_seeds(self) -> None:
         twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
