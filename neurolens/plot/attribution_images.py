@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 
 from neurolens.attribution.reading import INTEGRAL, texts
@@ -18,7 +18,19 @@ from neurolens.attribution.scores import count_of, order, sparsity
 from neurolens.errors import MissingMeasurementError, SchemaError, nearest
 from neurolens.plot.attribution_names import method_name
 from neurolens.plot.attribution_pixels import mass_of, parts_of, signed_of
-from neurolens.plot.style import BLUE, GREY, INK, VERMILLION, cut, styled
+from neurolens.plot.panels import (
+    bare,
+    below,
+    figure_of,
+    ground_of,
+    heat_colours,
+    over,
+    picture,
+    rgb,
+    signed_colours,
+    smoothing,
+)
+from neurolens.plot.style import GREY, INK, cut, styled
 
 Array = npt.NDArray[Any]
 
@@ -97,13 +109,13 @@ def attribution_panels(
     if not both.any():
         raise MissingMeasurementError(f"no method has pixels of {filtered!r}; name another set")
     one, heat = one.isel(attribution=both), heat.isel(attribution=both)
-    ground = _ground(image)
+    ground = ground_of(image)
     methods = one.sizes["attribution"]
     called = ("all units", _in_lines(filtered))
     titles = ("image", *(f"map of\n{name}" for name in called))
     titles += tuple(f"without the top {kind}\nof {name}" for kind in ("pixels", "patches") for name in called)
     with styled():
-        figure = _figure(figure, panels_size(one))
+        figure = figure_of(figure, panels_size(one))
         grid = figure.subplots(methods, 7, squeeze=False)
         for row, axes in enumerate(grid):
             drawn = one.isel(attribution=row)
@@ -111,17 +123,17 @@ def attribution_panels(
             norm = Normalize(0, _top(values))
             picture(axes[0], image)
             axes[0].set_ylabel(method_name(drawn["attribution"].item()), fontsize=10, fontweight="bold", color=INK)
-            _below(axes[0], [_probability(drawn)])
+            below(axes[0], [_probability(drawn)])
             for at in range(2):
                 drawn_map = drawn.isel(map=at)
-                axes[1 + at].imshow(_over(ground, values[at], norm, _heat()), interpolation=_smoothing(ground))
-                _below(axes[1 + at], _sparsities(drawn_map))
+                axes[1 + at].imshow(over(ground, values[at], norm, heat_colours()), interpolation=smoothing(ground))
+                below(axes[1 + at], _sparsities(drawn_map))
                 for column, level in ((3 + at, "pixel"), (5 + at, "patch")):
                     away = _away(drawn_map, values[at], level, shown.drop)
                     _masked(axes[column], image, away, shown, level)
-                    _below(axes[column], _fall(drawn_map, level))
+                    below(axes[column], _fall(drawn_map, level))
             bar = figure.colorbar(
-                ScalarMappable(norm, _heat()),
+                ScalarMappable(norm, heat_colours()),
                 ax=axes[1:3].tolist(),
                 location="right",
                 shrink=0.72,
@@ -134,7 +146,7 @@ def attribution_panels(
         for ax, title in zip(grid[0], titles):
             ax.set_title(title, fontsize=8.5, fontweight="normal", loc="center")
         for ax in grid.ravel():
-            _bare(ax)
+            bare(ax)
         return list(grid.ravel())
 
 
@@ -196,12 +208,12 @@ def cluster_overlays(
     maps = np.asarray(signed_of(one.isel(map=[names.index(WHOLE), *parts]).load()), np.float64)
     whole, clusters = maps[0], maps[1:]
     total = clusters.sum(axis=0)
-    ground = _ground(image)
+    ground = ground_of(image)
     top = _top([np.abs(values) for values in maps])
     norm = Normalize(-top, top)
     columns = max(4, len(clusters))
     with styled():
-        figure = _figure(figure, overlays_size(len(clusters)))
+        figure = figure_of(figure, overlays_size(len(clusters)))
         grid = figure.subplots(2, columns, squeeze=False)
         picture(grid[0, 0], image)
         grid[0, 0].set_title("image", fontsize=9, fontweight="normal", loc="center")
@@ -221,7 +233,7 @@ def cluster_overlays(
             words = f"{share:+.0%} of the change" if np.isfinite(share) else ""
             _layer(ax, ground, values, norm, f"cluster {number}" + (f": {kept:,} units" if kept >= 0 else ""), words)
         for ax in grid.ravel():
-            _bare(ax)
+            bare(ax)
             if not ax.images:
                 ax.set_axis_off()
         bar = figure.colorbar(
@@ -264,7 +276,7 @@ def _away(one: xr.Dataset, heat: Array, level: str, drop: float) -> Array | None
 
 def _masked(ax: Axes, image: Array, away: Array | None, shown: ShownImages, level: str) -> None:
     """Show an image with what was put where something was taken away, hatched where that cannot be shown."""
-    pixels = _rgb(image)
+    pixels = rgb(image)
     if away is None:
         ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color=GREY, fontsize=8)
         return
@@ -272,9 +284,9 @@ def _masked(ax: Axes, image: Array, away: Array | None, shown: ShownImages, leve
         ax.add_collection(LineCollection(list(_edges(away)), colors=OUTLINE, linewidths=0.9))
     if shown.fill in ("zero", "mean"):
         colour = np.broadcast_to(np.clip(shown.zero, 0, 1), 3) if shown.fill == "zero" else pixels.mean(axis=(0, 1))
-        ax.imshow(np.where(away[..., None], colour, pixels), interpolation=_smoothing(image))
+        ax.imshow(np.where(away[..., None], colour, pixels), interpolation=smoothing(image))
         return
-    ax.imshow(np.where(away[..., None], 0.88, pixels), interpolation=_smoothing(image))
+    ax.imshow(np.where(away[..., None], 0.88, pixels), interpolation=smoothing(image))
     ax.contourf(away.astype(float), levels=[0.5, 1.5], colors="none", hatches=["//////"])
 
 
@@ -323,9 +335,9 @@ def _shares(one: xr.Dataset, parts: Sequence[int]) -> Array:
 
 
 def _layer(ax: Axes, ground: Array, values: Array, norm: Normalize, title: str, words: str) -> None:
-    ax.imshow(_over(ground, values, norm, signed_colours()), interpolation=_smoothing(ground))
+    ax.imshow(over(ground, values, norm, signed_colours()), interpolation=smoothing(ground))
     ax.set_title(title, fontsize=9, fontweight="normal", loc="center")
-    _below(ax, [words] if words else [])
+    below(ax, [words] if words else [])
 
 
 def _top(maps: Sequence[Array]) -> float:
@@ -333,67 +345,3 @@ def _top(maps: Sequence[Array]) -> float:
     found = float(np.quantile(np.concatenate([values.ravel() for values in maps]), TOP))
     largest = max(float(values.max()) for values in maps)
     return found or largest or 1.0
-
-
-def _ground(image: Array) -> Array:
-    """Return the lightness of an image, pale enough to be coloured over, (H, W, 1) in [0, 1]."""
-    light = _rgb(image) @ np.array([0.299, 0.587, 0.114])
-    ground: Array = (0.55 + 0.45 * light)[..., None]
-    return ground
-
-
-def _over(ground: Array, values: Array, norm: Normalize, colours: Colormap) -> Array:
-    if ground.shape[:2] != values.shape:
-        raise SchemaError(
-            f"the image has {ground.shape[:2]} pixels and its map {values.shape}; give it as the network is shown it"
-        )
-    coloured: Array = ground * np.asarray(colours(norm(values)))[..., :3]
-    return coloured
-
-
-def _rgb(image: Array) -> Array:
-    """Return an image as (H, W, 3) in [0, 1]."""
-    image = image[..., None] if image.ndim == 2 else image
-    pixels = image.astype(np.float64) / (255 if image.dtype == np.uint8 else 1)
-    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[..., :3]
-
-
-def picture(ax: Axes, image: Array) -> None:
-    """Show an image as it is."""
-    ax.imshow(_rgb(image), interpolation=_smoothing(image))
-
-
-def _smoothing(image: Array) -> Any:
-    return "nearest" if max(image.shape[:2]) <= 64 else "antialiased"
-
-
-def _below(ax: Axes, lines: Sequence[str]) -> None:
-    ax.set_xlabel("\n".join(lines), fontsize=8, color=INK)
-
-
-def _bare(ax: Axes) -> None:
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.grid(visible=False)
-    for side in ax.spines.values():
-        side.set_visible(False)
-
-
-def _heat() -> Colormap:
-    """White where there is nothing, then light to dark in one hue: darkness alone tells how much."""
-    return LinearSegmentedColormap.from_list("mass", ["white", "#f6c9a8", VERMILLION, "#6b2200"])
-
-
-def signed_colours() -> Colormap:
-    """White at 0, blue below, red above; the more, the darker."""
-    return LinearSegmentedColormap.from_list(
-        "signed", ["#003a5e", BLUE, "#a9cfe6", "white", "#f6c9a8", VERMILLION, "#6b2200"]
-    )
-
-
-def _figure(figure: Figure | SubFigure | None, size: tuple[float, float]) -> Figure | SubFigure:
-    if figure is not None:
-        return figure
-    import matplotlib.pyplot as plt
-
-    return plt.figure(figsize=size, layout="constrained")

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from neurolens.errors import SchemaError
 from neurolens.inference import normal_interval
 from neurolens.plot.attribution_names import method_name, short_sets
+from neurolens.plot.panels import signed_colours
 from neurolens.plot.style import (
     BLUE,
     COLOURS,
@@ -270,8 +271,6 @@ def cosine_heatmap(cosine: xr.DataArray, *, ax: Axes | None = None) -> Axes:
     SchemaError
         If the dims are others.
     """
-    from neurolens.plot.attribution_images import signed_colours
-
     if set(cosine.dims) != {"map", "other"}:
         raise SchemaError(f"found cosines over {cosine.dims}, and (map, other) was needed; take the mean over samples")
     values = np.asarray(cosine.transpose("map", "other"), np.float64)
