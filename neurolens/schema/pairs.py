@@ -57,17 +57,20 @@ POOLS = Cube(
         Part(
             "totals",
             (
-                Variable("count", (SERIES,), "int64", "1", "images", fill=-1, opened="float64"),
+                Variable(
+                    "count", (SERIES, "head"), "int64", "1", "images, as many of each head", fill=-1, opened="float64"
+                ),
                 _of_pair("mean", "activation", "mean scalar over the images"),
                 _of_pair("std", "activation", "standard deviation of the scalar over the images"),
                 *_extremes("top", "largest"),
                 *_extremes("bottom", "smallest"),
                 Variable(
                     "worst_residual",
-                    (SERIES,),
+                    (SERIES, "head"),
                     "float64",
                     "1",
-                    "largest distance of an image's contributions, added up, to its embedding, over the length of that",
+                    "largest distance of an image's contributions, added up over all heads, to its embedding, over the "
+                    "length of that; the same for each head",
                 ),
             ),
             option="totals",
