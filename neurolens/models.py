@@ -16,6 +16,7 @@ import torchvision
 from pydantic import ValidationError
 from torch import nn
 
+from neurolens.clip_networks import DigitsClip
 from neurolens.errors import StudyError, nearest
 from neurolens.networks import CifarResNet18, DigitsConvNet, ShapesConvNet, cifar_resnet18_incremental
 from neurolens.study import FACTORY, TRANSFORMERS, Model, Preprocessing
@@ -59,6 +60,7 @@ class _Kind:
 
 _OWN = {
     "digits_convnet": _Kind(DigitsConvNet, Preprocessing(mean=(0.0,), std=(1.0,)), 8),
+    "digits_clip": _Kind(DigitsClip, Preprocessing(mean=(0.0,), std=(1.0,)), 8),
     "shapes_convnet": _Kind(ShapesConvNet, Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)), None),
     "cifar_resnet18": _Kind(
         CifarResNet18, Preprocessing(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)), 32

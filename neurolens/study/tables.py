@@ -61,9 +61,9 @@ class Model(Table):
 
     name: str = Field(
         "digits_convnet",
-        description="digits_convnet, shapes_convnet, cifar_resnet18 (3x3 stem, `linear`/`shortcut`), "
-        "cifar_resnet18_incremental (3x3 stem, biases, `fc`), any torchvision name, `transformers`, or "
-        "`file.py:function`.",
+        description="digits_convnet, digits_clip (an attention pool, and words for its classes), shapes_convnet, "
+        "cifar_resnet18 (3x3 stem, `linear`/`shortcut`), cifar_resnet18_incremental (3x3 stem, biases, `fc`), any "
+        "torchvision name, `transformers`, or `file.py:function`.",
     )
     classes: PositiveInt = Field(10, description="Number of classes.")
     options: dict[str, bool | int | float | str] = Field({}, description="Further keyword arguments of the factory.")
