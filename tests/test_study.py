@@ -20,6 +20,7 @@ TEMPLATES = (
     "cifar_resnet18",
     "densenet121_imagenet",
     "digits",
+    "digits_clip",
     "digits_clusters",
     "gpt2",
     "imagenet_folder",
@@ -30,6 +31,7 @@ TEMPLATES = (
 )
 OF_UNITS = ("cifar_resnet18", "gpt2", "places365_resnet18", "pythia")
 OF_CLUSTERS = ("densenet121_imagenet", "digits_clusters")
+OF_PAIRS = ("digits_clip",)
 OF_CONCEPTS = ("places365_resnet18", "shapes")
 
 
@@ -294,9 +296,10 @@ def test_init_study__writes_a_study_that_loads_with_each_of_its_profiles(tmp_pat
     for profile in (None, *profiles):
         study = load_study(path, profile=profile)
         assert Study.model_validate_json(study.model_dump_json()) == study
-        assert (
-            study.units if template in OF_UNITS else study.clusters if template in OF_CLUSTERS else study.samples
-        ) is not None
+        measured = {"units": OF_UNITS, "clusters": OF_CLUSTERS, "pools": OF_PAIRS}
+        first = next((table for table, those in measured.items() if template in those), "samples")
+        assert getattr(study, first) is not None
+        assert all((getattr(study, t) is not None) == (template in OF_PAIRS) for t in ("texts", "pools", "codes"))
         assert (study.concepts is not None) == (study.effects is not None) == (template in OF_CONCEPTS)
         if study.effects is not None and study.effects.compat:  # what its functional deaths are told by
             assert study.effects.conductance
