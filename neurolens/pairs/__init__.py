@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from neurolens.pairs.measure import scalars
     from neurolens.pairs.metrics import confusion, segmentation_scores
     from neurolens.pairs.norms import dead_pairs, directions, majority, pair_means, pair_norms
+    from neurolens.pairs.opened import at, codes_at, phrase_set
     from neurolens.pairs.patch_logits import head_similarity, pair_logits, value_logits
     from neurolens.pairs.phrases import (
         PASCAL_CONTEXT,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         write_embeddings,
     )
     from neurolens.pairs.pool import Pool, image_embeddings, resampled
+    from neurolens.pairs.ranks import rank_curve
     from neurolens.pairs.reconstruction import reconstruct
     from neurolens.pairs.retrieval import inertia, retrieve, sinks, top_images, without_sink
     from neurolens.pairs.segmentation import segment
@@ -45,8 +47,10 @@ _HOMES = {
     "along": "writing",
     "association": "associations",
     "association_by_group": "associations",
+    "at": "opened",
     "check_activation": "adapters",
     "class_pairs": "choosing",
+    "codes_at": "opened",
     "confusion": "metrics",
     "curve_difference": "ablation",
     "dead_pairs": "norms",
@@ -68,8 +72,10 @@ _HOMES = {
     "pair_norms": "norms",
     "pair_vectors": "writing",
     "percentile_mask": "ablation",
+    "phrase_set": "opened",
     "phrase_share": "shift",
     "pool_of": "adapters",
+    "rank_curve": "ranks",
     "read_embeddings": "phrases",
     "read_phrases": "phrases",
     "read_templates": "phrases",
@@ -106,8 +112,10 @@ __all__ = [
     "along",
     "association",
     "association_by_group",
+    "at",
     "check_activation",
     "class_pairs",
+    "codes_at",
     "confusion",
     "curve_difference",
     "dead_pairs",
@@ -129,8 +137,10 @@ __all__ = [
     "pair_norms",
     "pair_vectors",
     "percentile_mask",
+    "phrase_set",
     "phrase_share",
     "pool_of",
+    "rank_curve",
     "read_embeddings",
     "read_phrases",
     "read_templates",
