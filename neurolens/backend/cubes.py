@@ -98,7 +98,8 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
         ``layer`` is an index of ``unit``. ``measured`` (series) says where all of the cube's first part is done; a
         cube with sums and counts has those instead. One row per checkpoint that was measured, or that failed and the
         study names. What failed, or was measured under other settings than the group has now, is NaN (with count 0),
-        so that reductions name it. A variable never tried is left out.
+        so that reductions name it. A variable never tried is left out. The dim of the samples goes by the cube's own
+        name for them; where that is another, they are of no class.
     """
     found, dropped, read = settings(cube), set(drop), read_cube(cube)
     coords, tiled = _coords(read), _tiles(read)
@@ -123,7 +124,7 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
         )
         token = (origin["url"], origin["snapshot"], read.name, key)
         data = (RowsArray if array.ndim == 2 else GridArray)(rows, token)
-        variables[key] = _variable(data, read.series, declared, array, origin["snapshot"])
+        variables[key] = _variable(data, read, declared, array, origin["snapshot"])
         if declared.summed and f"{key}_sum" in read.held and f"{key}_count" in read.held:
             coords |= _sums(read, key, done)
     attrs = dict(origin) | {
@@ -159,8 +160,9 @@ def _named(ds: xr.Dataset, dim: str) -> xr.Dataset:
 
 
 def _variable(
-    data: RowsArray | GridArray, series: str, declared: schema.Variable, array: zarr.Array[Any], snapshot: str
+    data: RowsArray | GridArray, read: Cube, declared: schema.Variable, array: zarr.Array[Any], snapshot: str
 ) -> xr.Variable:
+    series, opened = read.series, schema.CUBES[read.name].opened
     dims = (series, *declared.dims[1:])
     stored = tuple(max(1, min(int(c), n)) for c, n in zip(array.chunks, data.shape, strict=True))
     chunks = dict(zip(dims, stored, strict=True))
@@ -169,6 +171,7 @@ def _variable(
         chunks["sample"] = min(chunks["sample"] * max(1, CHUNK_BYTES // row), array.shape[dims.index("sample")])
         row = data.dtype.itemsize * math.prod(chunks[dim] for dim in dims[1:])
     chunks[series] = chunk_rows(row) if data.ndim == 2 else max(1, CHUNK_BYTES // row)
+    dims, chunks = tuple(map(opened, dims)), {opened(dim): size for dim, size in chunks.items()}
     encoding = {"preferred_chunks": chunks, "stored_chunks": dict(zip(dims, stored)), "snapshot": snapshot}
     return SnapshotVariable(dims, indexing.LazilyIndexedArray(data), dict(declared.attrs), encoding)
 
@@ -180,9 +183,11 @@ def chunk_rows(row_bytes: int) -> int:
 
 def _coords(read: Cube) -> dict[str, xr.Variable]:
     coords: dict[str, xr.Variable] = {}
+    cube = schema.CUBES[read.name]
+    left_out = {"sample_block"} if cube.sample == "sample" else {"sample_block", "label", "class"}
     for key, values in read.held.items():
         dims = dims_of(read.arrays[key])
-        if "/" in key or key == "sample_block":
+        if "/" in key or key in left_out:
             continue
         if dims == ("slot",):
             values = values[read.slots].astype(np.int64)
@@ -193,8 +198,7 @@ def _coords(read: Cube) -> dict[str, xr.Variable]:
         elif dims == ("slot", "class"):
             coords[key] = EagerVariable((read.series, "class"), values[read.slots])
         elif len(dims) == 1:
-            coords[key] = EagerVariable(dims, values)
-    cube = schema.CUBES[read.name]
+            coords[cube.opened(key)] = EagerVariable(cube.opened(dims[0]), values)
     if not any(variable.summed for variable in cube.variables):
         first = read.rows(read.done, cube.parts[0].name).all(axis=1)
         coords["measured"] = EagerVariable(read.series, first, {"long_name": f"whether {cube.parts[0].name} is done"})

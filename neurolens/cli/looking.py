@@ -140,8 +140,8 @@ def show(
         if not ledger.exists:
             continue
         opened = open_run(place.url, endpoint=place.endpoint, region=place.region)[cube.name]
-        sizes = {dim: n for dim, n in opened.sizes.items() if dim in cube.dims}
-        across = "".join(f" × {n} {dim}s" for dim, n in sizes.items() if dim in ("sample", "unit"))
+        sizes = {dim: opened.sizes[cube.opened(dim)] for dim in cube.dims if cube.opened(dim) in opened.sizes}
+        across = "".join(f" × {n} {cube.opened(dim)}s" for dim, n in sizes.items() if dim in ("sample", "unit"))
         title = f"{cube.name}: {len(ledger)} {ledger.series}s{across}, generation {ledger.generation}"
         table = listing(title, "variable", "part", "rows", "size", "meaning, units", wrapped=("meaning, units",))
         for part in cube.parts:

@@ -55,7 +55,7 @@ class LedgerTable:
     first: int
     last: int
     blocks: int
-    by_sample: bool
+    blocks_of: str
     generation: int
     strips: tuple[PartStrip, ...]
     failed: tuple[Failure, ...]
@@ -67,6 +67,7 @@ class LedgerTable:
 
 def ledger_table(ledger: Ledger) -> LedgerTable:
     """Lay out a ledger that exists."""
+    cube = schema.CUBES[ledger.cube]
     rows = list(ledger.rows())
     positions = sorted({row.position for row in rows})
     blocks = len(ledger.fingerprints)
@@ -86,7 +87,7 @@ def ledger_table(ledger: Ledger) -> LedgerTable:
         first=positions[0] if positions else 0,
         last=positions[-1] if positions else 0,
         blocks=blocks,
-        by_sample="sample" in schema.CUBES[ledger.cube].dims,
+        blocks_of=f"{cube.sample}s" if "sample" in cube.dims else "",
         generation=ledger.generation,
         strips=strips,
         failed=_failures(rows),

@@ -80,6 +80,10 @@ class Cube:
         """All data variables, in order of their parts."""
         return tuple(v for p in self.parts for v in p.variables)
 
+    def opened(self, dim: str) -> str:
+        """Return what an opened cube calls a stored dim."""
+        return self.sample if dim == "sample" else dim
+
     def mend(self, variable: str) -> str:
         """Say how a variable that was not measured comes to be measured."""
         if self.adopted:

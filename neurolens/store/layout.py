@@ -112,7 +112,7 @@ def _check_samples(samples: SampleCoords, cube: schema.Cube) -> None:
             f"labels range over {labels.min()}…{labels.max()}, and there are {len(samples.classes)} classes; "
             "give every label a class name"
         )
-    taken = RESERVED | {v.name for v in cube.variables} | set(cube.dims)
+    taken = RESERVED | {v.name for v in cube.variables} | {*cube.dims, cube.sample}
     for name in samples.coords:
         if name in taken or name.endswith(("_sum", "_count")):
             raise SchemaError(f"a sample coordinate cannot be named {name!r}; that name is the store's own")
