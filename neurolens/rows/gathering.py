@@ -5,8 +5,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from neurolens.errors import StudyError, nearest
-from neurolens.rows import asking, asking_sets
-from neurolens.rows.materials import MEASURES, Materials, device
+from neurolens.rows import asking, asking_phrases, asking_sets
+from neurolens.rows.materials import MEASURES, Materials, device, table_of
 from neurolens.study import Study
 
 if TYPE_CHECKING:
@@ -39,12 +39,19 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
         raise StudyError(f"there is no cube {cube!r}; {nearest(cube, MEASURES)}")
     if getattr(study, cube) is None:
         raise StudyError(f"study {study.name!r} does not ask for {cube}; add a [{cube}] table to its file")
-    measure, table = import_module(MEASURES[cube]), getattr(study, cube)
+    measure, table = import_module(MEASURES[cube]), table_of(study, cube)
     if cube in asking_sets.ASKED:
         beside = gather(study, "clusters", beside=beside)
+    phrases = None
+    if cube in asking_phrases.ASKED:
+        texts = beside = gather(study, "texts", beside=beside)
+        pools = gather(study, "pools", beside=texts) if asking_phrases.by_norms(study) else None
+        beside, phrases = pools or texts, asking_phrases.asked_phrases(texts, pools)
     shared = None if beside is None else beside.shared
-    if hasattr(measure, "open_samples"):
-        samples: SampleSet = measure.open_samples(table)
+    if phrases is not None:
+        samples: SampleSet = phrases.pairs
+    elif hasattr(measure, "open_samples"):
+        samples = measure.open_samples(table)
     else:
         samples = shared = data.study_samples(study) if shared is None else shared
     if beside is None:
@@ -60,12 +67,16 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
     sets = asking_sets.asked_sets(beside) if cube in asking_sets.ASKED and beside is not None else None
     if sets is not None:
         series = asking_sets.restricted(series, sets)
+    if phrases is not None:
+        series = asking_phrases.restricted(series, phrases)
     layers = () if asked is None else asked.layers
     given = {} if asked is None else {"layers": layers}
     wanted = hasattr(measure, "axes") and len(series.checkpoints) > 0
     axes: dict[str, Axis] = measure.axes(network, samples, table, **given) if wanted else {}
     if wanted and sets is not None:
         axes |= sets.axes()
+    if wanted and phrases is not None:
+        axes |= phrases.axes()
     materials = Materials(
         study=study,
         cube=cube,
@@ -78,6 +89,7 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
         block_samples=measure.block_size(table, axes) if hasattr(measure, "block_size") else None,
         asked=None if asked is None else asked.units,
         sets=sets,
+        phrases=phrases,
         layers=layers,
         reference=measure.reference(table, series) if hasattr(measure, "reference") else None,
         shared=shared,

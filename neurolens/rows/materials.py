@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from neurolens.data import SampleSet
     from neurolens.models import Network
     from neurolens.rows.asked import AskedSets
+    from neurolens.rows.asked_phrases import AskedPhrases
     from neurolens.store import Axis
 
 MEASURES = {
@@ -32,12 +33,14 @@ MEASURES = {
     "texts": "neurolens.pairs.text_cube",
     "pools": "neurolens.pairs.pool_cube",
     "pairs": "neurolens.pairs.pair_cube",
-    "codes": "neurolens.sparse_codes.cube",
+    "codes": "neurolens.pairs.code_cube",
 }
 """The module that measures each cube: ``parts``, ``key_config`` and ``measure``; and, where the cube has more dims than
 series and sample, ``axes``. Optional: ``block_size``, where rows are resumed by blocks of samples;
 ``DEPENDS_ON_BATCH``, where numbers depend on compute.batch_size; ``open_samples``, where others than those of [data]
-are shown; ``reference``, ``refer`` and ``REFERRING``, where rows are measured against one of the checkpoints."""
+are shown; ``reference``, ``refer`` and ``REFERRING``, where rows are measured against one of the checkpoints;
+``table_of``, where more of the study decides than the cube's own table; ``WITHOUT_SAMPLES``, parts that do not depend
+on the samples of a cube whose rows are of all of them."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,9 @@ class Materials:
     ``series`` are the checkpoints that have a row; ``every`` all of the run.
     ``axes`` are the cube's dims besides series and sample; ``block_samples`` is how many samples a row holds at most.
     ``asked`` are the units that the row of a position is asked of, where not all; ``layers`` are then those that they
-    are in. ``sets`` are the sets of units that it is asked of, where numbers are of such. ``reference`` is the
-    checkpoint that rows are measured against, if one. ``shared`` are the samples of [data], where they were opened,
-    for other cubes of the study.
+    are in. ``sets`` are the sets of units that it is asked of, where numbers are of such; ``phrases`` are those that
+    pairs are told in, where they are. ``reference`` is the checkpoint that rows are measured against, if one.
+    ``shared`` are the samples of [data], where they were opened, for other cubes of the study.
     ``networks`` is the pool of modules: a worker takes one, fills it and puts it back, so each is built once;
     ``blocks`` are the samples by fingerprint of a stored block; ``left_out`` are the tensors of a checkpoint that the
     network has no use for, such as a head; ``refused`` is why a reference could not be measured.
@@ -67,6 +70,7 @@ class Materials:
     block_samples: int | None = None
     asked: Mapping[int, tuple[int, ...]] | None = None
     sets: "AskedSets | None" = None
+    phrases: "AskedPhrases | None" = None
     layers: tuple[str, ...] = ()
     reference: "Checkpoint | None" = None
     shared: "SampleSet | None" = None
@@ -78,8 +82,8 @@ class Materials:
 
     @property
     def table(self) -> Any:
-        """The study's table of this cube."""
-        return getattr(self.study, self.cube)
+        """The study's table of this cube, as its measuring module takes it."""
+        return table_of(self.study, self.cube)
 
     @property
     def by_sample(self) -> bool:
@@ -90,14 +94,25 @@ class Materials:
     def parts(self) -> dict[str, dict[str, Any]]:
         """The settings that change each measured part's numbers; the samples too, where they are mixed in a row."""
         measure = import_module(MEASURES[self.cube])
-        samples = self.samples
+        samples, table = self.samples, self.table
         common: dict[str, Any] = dict(samples.reading) if self.by_sample else {"data": samples.fingerprint}
-        if getattr(measure, "DEPENDS_ON_BATCH", lambda table: False)(self.table):
+        if getattr(measure, "DEPENDS_ON_BATCH", lambda table: False)(table):
             common["batch_size"] = self.study.compute.batch_size
-        found = {part: {**measure.key_config(self.table, part), **common} for part in measure.parts(self.table)}
+        if self.phrases is not None:
+            common |= self.phrases.settings
+        found = {
+            part: {**measure.key_config(table, part), **({} if part in self.without_samples else common)}
+            for part in measure.parts(table)
+        }
         if self.reference is not None:
             for part in measure.REFERRING:
                 found[part]["reference"] = self.reference.digest
+        return found
+
+    @property
+    def without_samples(self) -> tuple[str, ...]:
+        """The parts whose numbers do not depend on the samples."""
+        found: tuple[str, ...] = getattr(import_module(MEASURES[self.cube]), "WITHOUT_SAMPLES", ())
         return found
 
     @contextlib.contextmanager
@@ -122,6 +137,12 @@ class Materials:
 def cubes(study: Study) -> tuple[str, ...]:
     """Return the names of the cubes that the study has a table for, in the order they are run."""
     return tuple(name for name in MEASURES if getattr(study, name, None) is not None)
+
+
+def table_of(study: Study, cube: str) -> Any:
+    """Return the study's table of a cube, with what its measuring module takes from other tables."""
+    whole = getattr(import_module(MEASURES[cube]), "table_of", None)
+    return getattr(study, cube) if whole is None else whole(study)
 
 
 def threads(compute: Compute) -> int:

@@ -30,7 +30,7 @@ class Row:
     ``keys`` holds the wanted key (sha256, hex) of every part, ``missing`` the parts that the ledger does not hold
     under it, ``why`` the reason of a failure or staleness. ``asked`` are the units that the row is asked of, where not
     all. ``sets`` are the sets of units that a part will hold (id → digest), where its numbers are of such, and
-    ``bases`` its key but for them.
+    ``bases`` its key but for them. ``phrases`` is a digest of the embedded phrases that pairs are told in.
     """
 
     position: int
@@ -46,6 +46,7 @@ class Row:
     asked: tuple[int, ...] = ()
     sets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     bases: Mapping[str, str] = field(default_factory=dict)
+    phrases: str = ""
 
     @property
     def id(self) -> tuple[int, int]:
@@ -104,11 +105,12 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
     kept_of = [sorted(chosen.intersection(ids.tolist())) for ids in proposed.blocks] if chosen else []
     holding = [part for part in parts if holds_sets(materials.cube, part)]
     ids = store.axis(materials.cube, "map").tolist() if holding and store is not None and ledger is not None else []
-    rows = []
+    rows, without = [], materials.without_samples
     for checkpoint in series.checkpoints:
         position = checkpoint.position(series.dim)
         asked = () if materials.asked is None else materials.asked[position]
         wanted = {} if materials.sets is None else materials.sets.digests(position)
+        phrases = "" if materials.phrases is None else materials.phrases.digests[position]
         for block, fingerprint in enumerate(fingerprints):
             keys = {
                 part: key(
@@ -116,8 +118,9 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
                         "checkpoint": checkpoint.digest,
                         "model": materials.model,
                         "measurement": config,
-                        "data": fingerprint,
+                        **({} if part in without else {"data": fingerprint}),
                         **({"units": list(asked)} if asked else {}),
+                        **({"phrases": phrases} if phrases else {}),
                         **({"chosen": kept_of[block]} if chosen and part in choosing else {}),
                     }
                 )
@@ -132,7 +135,8 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
                 keys[part] = sets_key(bases[part], sets[part])
                 added += [part] if held else []
             row = _row(checkpoint, position, block, keys, ledger, asked, added)
-            rows.append(replace(row, sets=sets, bases=bases) if holding else row)
+            row = replace(row, sets=sets, bases=bases) if holding else row
+            rows.append(replace(row, phrases=phrases) if phrases else row)
     named = {row.position for row in rows}
     kept = () if ledger is None else tuple(sorted(ledger.done_positions - named))
     return Plan(materials.cube, series.dim, tuple(rows), kept, change, series.notes, series.details)
@@ -166,6 +170,8 @@ def propose(materials: Materials, store: "Store | None") -> "Layout":
 def _check_blocks(materials: Materials, layout: "Layout") -> None:
     """Refuse blocks, stored when more memory was allowed, that no longer fit."""
     largest = max((len(ids) for ids in layout.blocks), default=0)
+    if not hasattr(materials.table, "memory_mib"):
+        return  # then memory is not what decides how long blocks are
     if materials.block_samples is not None and largest > materials.block_samples:
         cube, allowed = materials.cube, materials.table.memory_mib
         raise StudyError(

@@ -190,6 +190,7 @@ def measure_row(
     table, measure = materials.study.checkpoints, import_module(MEASURES[materials.cube])
     allowed = getattr(materials.table, "allow_non_finite", False)
     given: dict[str, Any] = {} if materials.asked is None else {"layers": materials.layers, "units": row.asked}
+    given |= {} if materials.phrases is None else materials.phrases.given(row.position, row.phrases)
     given |= more
     with materials.network() as network:
         try:

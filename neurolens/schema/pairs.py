@@ -151,7 +151,7 @@ TEXTS = Cube(
 _CODED = (SERIES, "sample", "atom")
 CODES = Cube(
     "codes",
-    (SERIES, "sample", "atom"),
+    (SERIES, "sample", "atom", "phrase"),
     (
         Part(
             "codes",
@@ -168,6 +168,7 @@ CODES = Cube(
         Variable("pair", ("pair",), "str", "", "unit and head, e.g. u37/h2"),
         Variable("unit", ("pair",), "int64", "1", "unit of the pair"),
         Variable("head", ("pair",), "int64", "1", "head of the pair"),
+        Variable("phrase", ("phrase",), "str", "", "the phrases that index counts in"),
     ),
     description="the direction of each pair, told as a sum of few phrases",
     sample="pair",
