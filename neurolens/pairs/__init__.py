@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from neurolens.pairs.associations import association, association_by_group
     from neurolens.pairs.choosing import class_pairs
     from neurolens.pairs.components import head_components, unit_components
+    from neurolens.pairs.describing import describe_unit
     from neurolens.pairs.measure import scalars
     from neurolens.pairs.metrics import confusion, segmentation_scores
     from neurolens.pairs.norms import dead_pairs, directions, majority, pair_means, pair_norms
@@ -54,6 +55,7 @@ _HOMES = {
     "confusion": "metrics",
     "curve_difference": "ablation",
     "dead_pairs": "norms",
+    "describe_unit": "describing",
     "directions": "norms",
     "embed_phrases": "phrases",
     "factors": "writing",
@@ -119,6 +121,7 @@ __all__ = [
     "confusion",
     "curve_difference",
     "dead_pairs",
+    "describe_unit",
     "directions",
     "embed_phrases",
     "factors",

@@ -36,6 +36,11 @@ from neurolens.plot.distributions import (
 )
 from neurolens.plot.galleries import unit_gallery
 from neurolens.plot.images import gallery, hardest
+from neurolens.plot.pairs_card import unit_card
+from neurolens.plot.pairs_curves import ablation_curves, norm_histogram, reconstruction_curve
+from neurolens.plot.pairs_images import heat_panels, retrieval_gallery
+from neurolens.plot.pairs_segmentation import segmentation_panels
+from neurolens.plot.pairs_shift import shift_curves
 from neurolens.plot.picture import Picture
 from neurolens.plot.pictures import Scores, pictures, scores
 from neurolens.plot.run_pictures import RunPictures, run_pictures
@@ -62,6 +67,7 @@ __all__ = [
     "Scores",
     "ShownImages",
     "UnitCounts",
+    "ablation_curves",
     "attribution_numbers",
     "attribution_panels",
     "attribution_pictures",
@@ -96,6 +102,7 @@ __all__ = [
     "gallery",
     "gap_histogram",
     "hardest",
+    "heat_panels",
     "iou_heatmap",
     "learning_time_histogram",
     "lifelines",
@@ -103,13 +110,18 @@ __all__ = [
     "migration_flows",
     "migration_ribbons",
     "migration_sankey",
+    "norm_histogram",
     "perturbation_lines",
     "pictures",
     "rank_curves",
+    "reconstruction_curve",
+    "retrieval_gallery",
     "rotation_null",
     "run_pictures",
     "score_heatmap",
     "scores",
+    "segmentation_panels",
+    "shift_curves",
     "singular_values",
     "spectra_pictures",
     "survival_curves",
@@ -118,6 +130,7 @@ __all__ = [
     "training_curves",
     "trajectories",
     "transition_ribbons",
+    "unit_card",
     "unit_counts",
     "unit_gallery",
     "unit_pictures",
