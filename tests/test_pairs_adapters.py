@@ -61,7 +61,7 @@ def test_open_clip_pool__of_the_real_rn50():
     maps, embedding = last_maps(model, torch.randn(2, 3, 224, 224))
     found = scalars(pool, maps, embedding=embedding, split=True)
     assert float(found["completeness"].max()) < 1e-5
-    total = found["patch"] + found["mean_token"] + found["position"]
+    total = found["patch"] + found["mean_token"] + found["positional"]
     np.testing.assert_allclose(total, found["scalar"], rtol=1e-4, atol=1e-5)
     assert factors(pool)["value"].shape == (32, 64, 2048)
     kept = []

@@ -62,7 +62,7 @@ def test_scalars__are_the_long_way(seed, units, heads, head_dim, features, class
     np.testing.assert_allclose(contributions(pool, found), wanted, atol=1e-10)
     np.testing.assert_allclose(found["embedding"], wanted.sum(axis=(1, 2)), atol=1e-10)
     np.testing.assert_allclose(image_embeddings(pool, maps), wanted.sum(axis=(1, 2)), atol=1e-10)
-    np.testing.assert_allclose(found["patch"] + found["mean_token"] + found["position"], found["scalar"], atol=1e-12)
+    np.testing.assert_allclose(found["patch"] + found["mean_token"] + found["positional"], found["scalar"], atol=1e-12)
     assert (found["completeness"] < 1e-8).all()
 
 

@@ -56,7 +56,7 @@ def pool_of(source: Any, *, heads: int | None = None) -> Pool:
         raise SchemaError(
             f"found {type(source).__name__}, and a module, a state dict, a path or the fields of a Pool were needed"
         )
-    return timm_pool(source) if _timm_pools(source) else open_clip_pool(source)
+    return timm_pool(source) if timm_pools(source) else open_clip_pool(source)
 
 
 def open_clip_pool(
@@ -83,11 +83,9 @@ def open_clip_pool(
     ModelMismatchError
         If the text tower has another activation than the weights were trained with.
     """
-    pools = {
-        name: m for name, m in model.named_modules() if hasattr(m, "c_proj") and hasattr(m, "positional_embedding")
-    }
+    pools = _open_clip_pools(model)
     if len(pools) != 1:
-        raise SchemaError(_no_pool(model, list(pools)))
+        raise SchemaError(no_pool(model, list(pools)))
     if weights is not None or quick_gelu is not None:
         check_activation(model, weights=weights, quick_gelu=quick_gelu)
     (pool,) = pools.values()
@@ -141,9 +139,9 @@ def timm_pool(module: "nn.Module", *, grid: tuple[int, int] | None = None) -> Po
     MissingExtraError
         If positions are to be interpolated and timm is not installed.
     """
-    pools = _timm_pools(module)
+    pools = timm_pools(module)
     if len(pools) != 1:
-        raise SchemaError(_no_pool(module, list(pools)))
+        raise SchemaError(no_pool(module, list(pools)))
     (pool,) = pools.values()
     if getattr(pool, "pool_type", "token") != "token":
         raise SchemaError(f"the pool has pool_type={pool.pool_type!r} and puts out maps; build it with 'token'")
@@ -253,7 +251,19 @@ def _trained_with(weights: Any) -> bool:
     return bool(found.get("quick_gelu", False))
 
 
-def _timm_pools(module: Any) -> dict[str, Any]:
+def attention_pools(module: "nn.Module") -> dict[str, "nn.Module"]:
+    """Return the attention pools in a module, of whatever form, by their paths in it."""
+    return {**timm_pools(module), **_open_clip_pools(module)}
+
+
+def _open_clip_pools(module: Any) -> dict[str, Any]:
+    return {
+        name: m for name, m in module.named_modules() if hasattr(m, "c_proj") and hasattr(m, "positional_embedding")
+    }
+
+
+def timm_pools(module: Any) -> dict[str, Any]:
+    """Return the pools of timm's kind in a module by their paths."""
     return {
         name: m
         for name, m in module.named_modules()
@@ -271,7 +281,8 @@ def _timm_resampled(pool: Any, grid: tuple[int, int]) -> Array:
     return as_array(turned[0])
 
 
-def _no_pool(model: Any, found: list[str]) -> str:
+def no_pool(model: Any, found: list[str]) -> str:
+    """Say why there is no attention pool to take, and what to give instead."""
     tower = getattr(model, "visual", model)
     kind = type(tower).__name__
     if found:

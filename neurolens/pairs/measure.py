@@ -11,7 +11,7 @@ from neurolens.pairs.pool import Pool, as_array, checked_maps, image_embeddings,
 from neurolens.pairs.writing import factors, write
 
 Array = npt.NDArray[Any]
-PARTS = ("patch", "mean_token", "position")
+PARTS = ("patch", "mean_token", "positional")
 TOLERANCE = 1e-5
 
 
@@ -58,7 +58,7 @@ def scalars(
         ``embedding`` (sample, feature): Σ (s·u + β) over all pairs. ``completeness`` (sample,): its distance to the
         pool's own, over the length of that, from the scalars before they are rounded to ``dtype``; NaN where it was not
         checked. ``attention`` (sample, head, token), adding up to 1. With ``split``: ``patch``, ``mean_token``,
-        ``position`` like ``scalar``; ``mean_token`` is that of the learned token where the pool has one.
+        ``positional`` like ``scalar``; ``mean_token`` is that of the learned token where the pool has one.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def scalars(
         part = slice(start, min(start + batch, count))
         x = tokens_of(pool, given[part])
         if not np.isfinite(x).all():
-            image = start + int(np.flatnonzero(~np.isfinite(x).all(axis=(1, 2)))[0])
+            image = _called(maps, start + int(np.flatnonzero(~np.isfinite(x).all(axis=(1, 2)))[0]))
             raise NonFiniteError(f"the maps of image {image} have NaN or infinity; see which layer put it out first")
         attention[part] = attend(pool, x)
         s = np.matmul(attention[part], x)
@@ -101,7 +101,7 @@ def scalars(
         rows = rows if reference is not None else rows[rows % check_every == 0]
         exact = image_embeddings(pool, given[rows]) if reference is None else reference[rows]
         residual[rows] = distance(total[rows], exact)
-        _require_complete(residual[part], tolerance, start, total[rows], exact)
+        _require_complete(residual[part], tolerance, start, total[rows], exact, maps)
         with np.errstate(over="ignore"):
             cubes["scalar"][part] = s
             if split:
@@ -138,7 +138,7 @@ def _parts(pool: Pool, attention: Array, maps: Array) -> dict[str, Array]:
     return {
         "patch": np.matmul(attention[:, :, 1:], z),
         "mean_token": attention[:, :, :1] * first[:, None],
-        "position": attention @ pool.positions,
+        "positional": attention @ pool.positions,
     }
 
 
@@ -161,12 +161,20 @@ def _checked_embedding(pool: Pool, embedding: Any, count: int) -> Array:
     return found
 
 
-def _require_complete(residual: Array, tolerance: float, start: int, total: Array, exact: Array) -> None:
+def _called(maps: Any, image: int) -> str:
+    """Return the name of an image: its number, where it has no other."""
+    named = isinstance(maps, xr.DataArray) and maps.dims[0] == "sample" and "sample" in maps.coords
+    return repr(str(maps["sample"].values[image])) if named else str(image)
+
+
+def _require_complete(residual: Array, tolerance: float, start: int, total: Array, exact: Array, maps: Any) -> None:
     worst = int(np.argmax(np.nan_to_num(residual, nan=-1.0))) if len(residual) else 0
     if not len(residual) or np.isnan(residual[worst]) or residual[worst] < tolerance:
         if np.isfinite(exact).all():
             return
-        raise NonFiniteError(f"the embeddings of images from {start} on have NaN or infinity; read the weights again")
+        raise NonFiniteError(
+            f"the embeddings of images from {_called(maps, start)} on have NaN or infinity; read the weights again"
+        )
     lengths = np.linalg.norm(exact, axis=1)
     alike = np.allclose(lengths, 1, atol=1e-3) and not np.allclose(np.linalg.norm(total, axis=1), 1, atol=1e-2)
     mend = (
@@ -175,8 +183,8 @@ def _require_complete(residual: Array, tolerance: float, start: int, total: Arra
         else "give the maps and embeddings of the network whose pool this is, run in float32 and with these images"
     )
     raise ModelMismatchError(
-        f"the contributions at image {start + worst} add up to something else than its embedding: the difference is "
-        f"{residual[worst]:.1e} of it, and less than {tolerance:.0e} was needed; {mend}"
+        f"the contributions at image {_called(maps, start + worst)} add up to something else than its embedding: the "
+        f"difference is {residual[worst]:.1e} of it, and less than {tolerance:.0e} was needed; {mend}"
     )
 
 
@@ -186,7 +194,7 @@ def _labelled(pool: Pool, cubes: dict[str, Array], others: dict[str, Array], map
         "scalar": {"long_name": "attention of a head over a unit's tokens", "units": "activation"},
         "patch": {"long_name": "part of the scalar from the patches", "units": "activation"},
         "mean_token": {"long_name": "part of the scalar from token 0", "units": "activation"},
-        "position": {"long_name": "part of the scalar from the positions", "units": "activation"},
+        "positional": {"long_name": "part of the scalar from the positions", "units": "activation"},
         "embedding": {"long_name": "contributions of all pairs, added up", "units": "embedding"},
         "completeness": {"long_name": "their distance to the embedding, over its length", "units": "1"},
         "attention": {"long_name": "attention of token 0", "units": "1"},

@@ -123,7 +123,7 @@ PAIRS = Cube(
             "split",
             tuple(
                 Variable(name, _SCALAR, "float32", "activation", f"part of the scalar from {what}")
-                for name, what in (("patch", "the patches"), ("mean_token", "token 0"), ("position", "the positions"))
+                for name, what in (("patch", "the patches"), ("mean_token", "token 0"), ("positional", "the positions"))
             ),
             option="split",
         ),
