@@ -1,5 +1,6 @@
 """What codes say and add up to."""
 
+import json
 import re
 from pathlib import Path
 
@@ -108,3 +109,22 @@ def test_page__runs():
     names = {}
     exec(re.search(r"^```python\n(.*?)^```", page, re.M | re.S)[1], names)
     assert names["codes"].sizes == {"signal": 100, "atom": 3}
+
+
+def stored(codes):
+    """Codes as an opened store has them: NaN in the index, no attributes of their own, phrases by name."""
+    index = codes["index"].where(codes["index"] >= 0).astype("f4")
+    settings = json.dumps({"parts": {"codes": {"norm": codes.attrs["norm"]}}})
+    out = xr.Dataset({"index": index, "value": codes["value"]}, attrs={"cube": "codes", "settings": settings})
+    return out.assign_coords(phrase=np.array(NAMES, dtype=np.dtypes.StringDType()))
+
+
+@pytest.mark.parametrize("norm", ["rows", "columns"])
+def test_reading__takes_what_a_store_holds(norm):
+    codes, dictionary = coded(norm=norm)
+    for given in (stored(codes), stored(codes).chunk({"unit": 1})):
+        told = describe(given, top=2)
+        np.testing.assert_array_equal(told["phrase"], describe(codes, NAMES, top=2)["phrase"])
+        xr.testing.assert_allclose(reconstruct(given, dictionary).compute(), reconstruct(codes, dictionary))
+    with pytest.raises(SchemaError, match="these codes do not name their phrases"):
+        describe(codes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neurolens.sparse_codes.coding import code_blocks, sparse_codes
     from neurolens.sparse_codes.dictionaries import prepared
+    from neurolens.sparse_codes.exported import write_code_files
     from neurolens.sparse_codes.lasso import lasso_codes
     from neurolens.sparse_codes.reading import describe, reconstruct
     from neurolens.sparse_codes.spans import text_span
@@ -21,6 +22,7 @@ _HOMES = {
     "reconstruct": "reading",
     "sparse_codes": "coding",
     "text_span": "spans",
+    "write_code_files": "exported",
 }
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "reconstruct",
     "sparse_codes",
     "text_span",
+    "write_code_files",
 ]
 
 

@@ -1,5 +1,6 @@
 """What codes say, and what they add up to."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,15 +14,17 @@ from neurolens.sparse_codes.dictionaries import Norm, prepared
 Array = npt.NDArray[Any]
 
 
-def describe(codes: xr.Dataset, phrases: Any, *, top: int | None = None) -> xr.Dataset:
+def describe(codes: xr.Dataset, phrases: Any = None, *, top: int | None = None) -> xr.Dataset:
     """Name the phrases of codes, those with the largest coefficients first. **Eager**.
 
     Parameters
     ----------
     codes
-        As `sparse_codes` and `lasso_codes` return them, or a selection of them.
+        As `sparse_codes` and `lasso_codes` return them, or a selection of them; or what a store holds of them,
+        ``neurolens.open_run(url)["codes"].to_dataset()`` or `neurolens.pairs.codes_at`.
     phrases
-        Names in the order of the dictionary; or the dictionary itself, if it has them as its coordinate ``phrase``.
+        Names in the order of the dictionary; or the dictionary itself, if it has them as its coordinate ``phrase``. By
+        default the coordinate ``phrase`` of the codes, which those of a store have.
     top
         So many phrases of each; all by default.
 
@@ -35,9 +38,8 @@ def describe(codes: xr.Dataset, phrases: Any, *, top: int | None = None) -> xr.D
     SchemaError
         If these are no codes, or there are other phrases than the codes are of.
     """
-    found = _required(codes)
-    names = _names(phrases)
-    _require_same(found, len(names))
+    found = checked_codes(codes)
+    names = names_of(found, phrases)
     value, index = found["value"].to_numpy(), found["index"].to_numpy()
     order = np.argsort(np.where(index < 0, np.inf, -np.abs(value)), axis=-1, kind="stable")
     if top is not None:
@@ -62,7 +64,7 @@ def reconstruct(codes: xr.Dataset, dictionary: Any, *, unit: bool = False) -> xr
     Parameters
     ----------
     codes
-        As `sparse_codes` and `lasso_codes` return them, or a selection of them; lazy if they are.
+        As `sparse_codes` and `lasso_codes` return them, or a store holds them, or a selection; lazy if they are.
     dictionary : (phrase, feature)
         The embeddings that they were made of: atoms are prepared as the codes' attributes say.
     unit
@@ -78,7 +80,7 @@ def reconstruct(codes: xr.Dataset, dictionary: Any, *, unit: bool = False) -> xr
     SchemaError
         If these are no codes, or the dictionary has other phrases than the codes are of.
     """
-    found = _required(codes)
+    found = checked_codes(codes)
     norm: Norm = None if found.attrs["norm"] == "none" else found.attrs["norm"]
     atoms = prepared(dictionary, norm=norm, centre=bool(found.attrs["centred"]))
     _require_same(found, atoms.sizes["phrase"])
@@ -113,19 +115,56 @@ def _summed(index: Array, value: Array, atoms: Array, *, unit: bool, dtype: Any)
     return out.reshape(*index.shape[:-1], atoms.shape[1])
 
 
-def _required(codes: Any) -> xr.Dataset:
+def checked_codes(codes: Any) -> xr.Dataset:
+    """Return index, integer and -1 for none, and value (…, atom), with how atoms were made as attributes.
+
+    Raises
+    ------
+    SchemaError
+        If these are no codes, or do not say how their atoms were made.
+    """
     if not isinstance(codes, xr.Dataset) or not {"index", "value"} <= set(codes) or "atom" not in codes["index"].dims:
         found = sorted(map(str, codes)) if isinstance(codes, xr.Dataset) else type(codes).__name__
         raise SchemaError(
             f"found {found}, and a Dataset of index and value (…, atom) was needed, as sparse_codes gives"
         )
-    lacking = {"norm", "centred", "phrases"} - set(codes.attrs)
+    attrs = {**_stored(codes), **codes.attrs}
+    lacking = {"norm", "centred", "phrases"} - set(attrs)
     if lacking:
         raise SchemaError(
             f"these codes have no attribute {sorted(lacking)[0]!r}, and it says how their atoms were made; keep the "
             "attributes of what sparse_codes returns"
         )
-    return codes[["index", "value"]].transpose(..., "atom")
+    out = codes[["index", "value"]].transpose(..., "atom").assign_attrs(attrs)
+    if out["index"].dtype.kind == "f":  # as an opened store has it
+        out["index"] = out["index"].fillna(-1).astype(np.int32)
+    return out.assign_coords(phrase=codes["phrase"]) if "phrase" in codes.coords else out
+
+
+def names_of(codes: xr.Dataset, phrases: Any = None) -> Sequence[str]:
+    """Return the names of the phrases that codes are of: those given, or their own.
+
+    Raises
+    ------
+    SchemaError
+        If there are none, or not as many as the codes are of.
+    """
+    if phrases is None:
+        if "phrase" not in codes.coords:
+            raise SchemaError("these codes do not name their phrases; give the names, in the order of the dictionary")
+        phrases = codes["phrase"]
+    names = _names(phrases)
+    _require_same(codes, len(names))
+    return names
+
+
+def _stored(codes: xr.Dataset) -> dict[str, Any]:
+    """Return how the atoms of the codes of a store were made; nothing of others."""
+    if codes.attrs.get("cube") != "codes" or "phrase" not in codes.coords:
+        return {}
+    settings = json.loads(codes.attrs.get("settings", "{}")).get("parts", {}).get("codes", {})
+    known = {"norm": settings["norm"]} if "norm" in settings else {}
+    return {**known, "centred": 1, "phrases": codes.sizes["phrase"]}
 
 
 def _require_same(codes: xr.Dataset, phrases: int) -> None:
