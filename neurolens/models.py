@@ -35,7 +35,8 @@ OptionValue = bool | int | float | str
 class Network:
     """A network, in training mode as torch makes it, and what feeds it.
 
-    ``preprocessing`` always has mean and std, one value per channel; in ``resize`` and ``crop`` None means *none*.
+    ``preprocessing`` always has mean and std, one value per channel; in ``resize`` and ``crop`` None means *none*, and
+    in ``interpolation`` bilinear.
     ``input_size`` is the side of the square input in pixels, None where the data decide. ``description`` is JSON-able
     and holds all that decides the numbers besides the weights. ``tokenizer`` is there where the input is text; the
     image's fields then mean nothing.
@@ -85,7 +86,7 @@ def build(table: Model, *, seed: int | None = None) -> Network:
         Its name, number of classes, options and preprocessing. The name is one of `names`, or
         ``path/file.py:function``: that file alone is executed, and the function is called with the number of classes
         and the options. A network of a local factory may say what feeds it by an attribute ``preprocessing``: a dict
-        with any of mean, std, resize and crop. ``transformers`` is a network of that library, made by
+        with any of mean, std, resize, crop and interpolation. ``transformers`` is a network of that library, made by
         `neurolens.transformers_models`.
     seed
         Makes the initial weights, which are then equal on every call. Torch's global generator is as it was before,
@@ -249,7 +250,7 @@ def _declared(module: nn.Module, name: str) -> Preprocessing:
     except ValidationError as error:
         raise StudyError(
             f"the attribute preprocessing of {name!r} is wrong: {error.errors()[0]['msg']}; "
-            "it is a dict with any of mean, std, resize and crop"
+            "it is a dict with any of mean, std, resize, crop and interpolation"
         ) from error
 
 
@@ -271,4 +272,10 @@ def resolve(table: Model, own: Preprocessing, channels: int) -> Preprocessing:
                 f"give {channels}"
             )
         widened[name] = values if len(values) == channels else values * channels
-    return Preprocessing(resize=geometry.resize, crop=geometry.crop, **widened)
+    interpolation = given.interpolation or own.interpolation
+    return Preprocessing(
+        resize=geometry.resize,
+        crop=geometry.crop,
+        interpolation=None if interpolation == "bilinear" else interpolation,
+        **widened,
+    )

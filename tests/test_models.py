@@ -3,13 +3,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from neurolens import models
 from neurolens.capture import capture
+from neurolens.data.batching import prepare
 from neurolens.errors import StudyError
 from neurolens.study import Model, Preprocessing
 
@@ -291,3 +294,20 @@ def test_build__executes_no_file_but_the_one_named(tmp_path, monkeypatch):
         models.build(Model(name=factory(tmp_path, "import helper\n")))
     assert not (tmp_path / "ran").exists()
     assert sys.path == path
+
+
+def test_build__interpolation_is_told_only_where_it_is_not_bilinear():
+    plain = models.build(Model(name="digits_convnet", classes=10), seed=0)
+    assert "interpolation" not in plain.description["preprocessing"]
+    same = models.build(Model(name="digits_convnet", preprocessing=Preprocessing(interpolation="bilinear")), seed=0)
+    assert same.description == plain.description
+    cubic = models.build(Model(name="digits_convnet", preprocessing=Preprocessing(interpolation="bicubic")), seed=0)
+    assert cubic.description["preprocessing"]["interpolation"] == "bicubic"
+
+
+def test_prepare__resizes_as_pillow_does_with_either_interpolation():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    for how, method in ((None, Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)):
+        found = prepare(image, preprocessing=KNOWN.model_copy(update={"resize": 10, "interpolation": how}))
+        expected = np.asarray(Image.fromarray(image).resize((15, 10), method))
+        np.testing.assert_array_equal(found, np.asarray(Image.fromarray(expected).convert("L"))[..., None])

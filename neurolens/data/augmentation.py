@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as images_to
 
 from neurolens.data import draws
@@ -79,7 +80,7 @@ class _Augmenter:
         if "random_resized_crop" in self.augment:
             image = self._random_resized_crop(image, self.keys[index : index + 1])
         elif self.crops_image and table.crop is not None:
-            image = resize(image, table.resize) if table.resize is not None else image
+            image = resize(image, table.resize, table.interpolation) if table.resize is not None else image
             room = np.maximum(np.array(image.shape[:2]) - table.crop, 0) + 1
             down, right = (self._draw(self.keys[index : index + 1], word)[0] for word in ("down", "right"))
             image = cropped(image, table.crop, int(down * room[0]), int(right * room[1]), index=index)
@@ -126,5 +127,6 @@ class _Augmenter:
                 top, left = int(down * (height - h + 1)), int(right * (width - w + 1))
                 break
         picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-        out = np.asarray(images_to.resized_crop(picture, top, left, h, w, [side, side]))
+        how = InterpolationMode(self.preprocessing.interpolation or "bilinear")
+        out = np.asarray(images_to.resized_crop(picture, top, left, h, w, [side, side], how))
         return out.reshape(side, side, channels)

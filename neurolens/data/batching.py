@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as images_to
 
 from neurolens.data.samples import Indices, Pixels, SampleSet, in_threads
@@ -143,14 +144,15 @@ def resident(
     more than normalising them. Kept for as long as ``samples.images`` lives, so that measuring many checkpoints decodes
     the images once.
     """
-    key = (preprocessing.resize, preprocessing.crop, _channels(preprocessing), str(device), channels_last)
+    resizing = (preprocessing.resize, preprocessing.crop, preprocessing.interpolation)
+    key = (*resizing, _channels(preprocessing), str(device), channels_last)
     with _lock:
         held = _resident.setdefault(samples.images, {}).get(key)
         if held is not None or not len(samples):
             return held
         source = samples.images
         as_is = preprocessing.resize is None and preprocessing.crop is None
-        if source.shape is not None and as_is and source.shape[2] == key[2]:
+        if source.shape is not None and as_is and source.shape[2] == _channels(preprocessing):
             if len(samples) * np.prod(source.shape) > samples.resident_gib * _GIB:
                 return None
             pixels = np.asarray(source.load(np.arange(len(samples))))
@@ -170,21 +172,21 @@ def resident(
 
 
 def prepare(image: Pixels, *, preprocessing: Preprocessing, index: int = 0) -> Pixels:
-    """Resize the shorter side (Pillow, bilinear), centre-crop, and fit the channels; uint8 (H, W, C) in and out."""
+    """Resize the shorter side (Pillow), centre-crop, and fit the channels; uint8 (H, W, C) in and out."""
     if preprocessing.resize is not None:
-        image = resized(image, preprocessing.resize)
+        image = resized(image, preprocessing.resize, preprocessing.interpolation)
     if preprocessing.crop is not None:
         top, left = ((side - preprocessing.crop) / 2 for side in image.shape[:2])
         image = cropped(image, preprocessing.crop, round(top), round(left), index=index)
     return fit_channels(image, _channels(preprocessing))
 
 
-def resized(image: Pixels, shorter: int) -> Pixels:
-    """Resize to a shorter side, keeping the aspect, as torchvision's Resize does on Pillow images."""
+def resized(image: Pixels, shorter: int, interpolation: str | None = None) -> Pixels:
+    """Resize to a shorter side, keeping the aspect, as torchvision's Resize does on Pillow images; None: bilinear."""
     if min(image.shape[:2]) == shorter:
         return image
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    out = np.asarray(images_to.resize(picture, [shorter]))
+    out = np.asarray(images_to.resize(picture, [shorter], InterpolationMode(interpolation or "bilinear")))
     return out.reshape(*out.shape[:2], image.shape[2])
 
 

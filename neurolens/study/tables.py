@@ -3,9 +3,18 @@
 import re
 import string
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from neurolens.errors import nearest
 
@@ -36,12 +45,23 @@ class Preprocessing(Table):
     std: tuple[PositiveFloat, ...] | None = Field(
         None, description="Per-channel standard deviation; absent: the model's."
     )
+    interpolation: Literal["bilinear", "bicubic"] | None = Field(
+        None, description="How resizing interpolates; absent: the model's, bilinear where it says nothing."
+    )
 
     @model_validator(mode="after")
     def _same_channels(self) -> Self:
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} channels and std {len(self.std)}; give both the same number")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave interpolation out where it is not set, as keys of rows that are older than it have it."""
+        written: dict[str, Any] = handler(self)
+        if self.interpolation is None:
+            written.pop("interpolation", None)
+        return written
 
 
 class Transformers(Table):
