@@ -24,6 +24,7 @@ SETS = {
 }
 PHRASES = tuple(f"{name}/{phrase}" for name, phrases in SETS.items() for phrase in phrases)
 ATOMS = 3
+LABELS = np.arange(IMAGES) % 3
 
 
 def pools(epochs=EPOCHS) -> list[Pool]:
@@ -73,10 +74,11 @@ def write_pairs_store(
     with_totals: bool = True,
     options=("attention", "split"),
     images: int = IMAGES,
-    block: int = 8,
+    block: int = 16,
     ranks: int = RANKS,
     series: str = "epoch",
     encoding: str | None = None,
+    coded=tuple((unit, head) for unit in range(UNITS) for head in range(HEADS)),
     failed=(),
 ) -> Store:
     """Write a store that holds these cubes at these checkpoints; ``failed`` are (cube, checkpoint, block)."""
@@ -135,15 +137,16 @@ def write_pairs_store(
     if "codes" in cubes:
         layout = store.prepare(
             schema.CODES,
-            samples=pair_coords(),
-            axes={"atom": Axis(np.arange(ATOMS))},
-            settings=settings("codes") | {"codes": {"words": "words"}},
+            samples=pair_coords(coded),
+            axes={"atom": Axis(np.arange(ATOMS)), "phrase": Axis(np.array(SETS["words"]))},
+            settings=settings("codes"),
             **common,
         )
         assert len(layout.blocks) == 1
         for at, pool, rows in zip(epochs, made, words):
-            told = codes(pool, rows[len(SETS["classes"]) :]).stack(pair=("unit", "head")).transpose("pair", "atom")
-            write(schema.CODES, ("codes",), 0, at, {name: told[name].to_numpy() for name in told})
+            told = codes(pool, rows[len(SETS["classes"]) :]).transpose("unit", "head", "atom")
+            chosen = tuple(np.transpose(coded))
+            write(schema.CODES, ("codes",), 0, at, {name: told[name].to_numpy()[chosen] for name in told})
     return store
 
 
@@ -175,7 +178,7 @@ def phrase_coords() -> SampleCoords:
     return SampleCoords(np.array(PHRASES), labels, tuple(SETS), {"set": sets, "words": words})
 
 
-def pair_coords() -> SampleCoords:
-    units, heads = np.repeat(np.arange(UNITS), HEADS), np.tile(np.arange(HEADS), UNITS)
-    ids = np.array([f"u{unit}/h{head}" for unit, head in zip(units, heads)])
+def pair_coords(coded) -> SampleCoords:
+    units, heads = np.transpose(coded)
+    ids = np.array([f"u{unit}/h{head}" for unit, head in coded])
     return SampleCoords(ids, np.zeros(len(ids), int), ("pair",), {"unit": units, "head": heads})

@@ -48,7 +48,7 @@ def percentile_mask(score: xr.DataArray, percentile: float) -> xr.DataArray:
 
 
 def ablate(
-    scalar: xr.DataArray, factors: xr.Dataset, mask: xr.DataArray, *, mean: xr.DataArray | None = None
+    scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset, mask: xr.DataArray, *, mean: xr.DataArray | None = None
 ) -> xr.DataArray:
     """Return the embeddings with all but the kept pairs held at their mean: ē + Σ_keep (s − s̄)·u; lazy if s is.
 
@@ -135,7 +135,7 @@ def zero_shot(embedding: xr.DataArray, texts: Any, labels: npt.ArrayLike, *, con
 
 
 def ablation_curve(
-    scalar: xr.DataArray,
+    scalar: xr.DataArray | xr.Dataset,
     factors: xr.Dataset,
     texts: Any,
     labels: npt.ArrayLike,

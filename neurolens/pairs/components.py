@@ -13,7 +13,7 @@ Array = npt.NDArray[Any]
 
 
 def unit_components(
-    scalar: xr.DataArray, factors: xr.Dataset, *, k: int = 4, mean: xr.DataArray | None = None
+    scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset, *, k: int = 4, mean: xr.DataArray | None = None
 ) -> xr.Dataset:
     """Return the principal components of each unit's centred contributions through all its heads. **Eager**.
 
@@ -60,7 +60,7 @@ def unit_components(
 
 
 def head_components(
-    scalar: xr.DataArray, factors: xr.Dataset, *, k: int = 4, mean: xr.DataArray | None = None
+    scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset, *, k: int = 4, mean: xr.DataArray | None = None
 ) -> xr.Dataset:
     """Return the principal components of each head's centred contributions over all units. **Eager**.
 

@@ -1,6 +1,6 @@
 """What the centred contributions of a pair are: one direction, a length per image, a mean."""
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ def directions(
         ``"u"``: that of u, so that a positive direction is what the unit adds when it fires. ``"majority"``: the one on
         which more than half of the ``top`` images with the largest contributions lie, the reference's rule.
     scalar : (sample, unit, head), or a Dataset of `ScalarTotals`
-        For ``"majority"``.
+        For ``"majority"``; by default those that ``factors`` has, as a Dataset of `at` does.
     top
         For ``"majority"``.
 
@@ -72,6 +72,7 @@ def directions(
     dead = norms == 0
     signs = xr.ones_like(norms, dtype=np.int8)
     if sign == "majority":
+        scalar = factors if scalar is None and {"scalar", "top"} & {*factors} else scalar
         if scalar is None:
             raise SchemaError("sign='majority' counts images, and there is no scalar; pass scalar=, or sign='u'")
         signs = majority(scalar, fixed, top=top)
@@ -159,7 +160,7 @@ def pair_means(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset) -> xr.Dat
     SchemaError
         If the factors are of other pairs.
     """
-    if isinstance(scalar, xr.Dataset) and "mean" in scalar:
+    if are_totals(scalar):
         mean, fixed = matched(scalar["mean"], factors, dims=("unit", "head"))
     else:
         cube, fixed = matched(scalar, factors)
@@ -187,9 +188,10 @@ def dead_pairs(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset) -> xr.Dat
     SchemaError
         If the factors are of other pairs.
     """
-    if isinstance(scalar, xr.Dataset) and "std" in scalar:
+    if are_totals(scalar):
         std, fixed = matched(scalar["std"], factors, dims=("unit", "head"))
-        largest = np.maximum(abs(scalar["top"].isel(rank=0)), abs(scalar["bottom"].isel(rank=0)))
+        top, bottom = (abs(scalar[name].isel(rank=0, drop=True)) for name in ("top", "bottom"))
+        largest = np.maximum(top, bottom)
         eps = float(np.finfo(np.float32).eps)
     else:
         cube, fixed = matched(scalar, factors)
@@ -208,7 +210,7 @@ def dead_pairs(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset) -> xr.Dat
 
 def extremes(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset, *, top: int) -> xr.DataArray:
     """Return s − s̄ (unit, head, rank) of the images where it is largest, the largest last; lazy if the scalars are."""
-    if isinstance(scalar, xr.Dataset) and "top" in scalar:
+    if are_totals(scalar):
         matched(scalar["mean"], factors, dims=("unit", "head"))
         return _from_totals(scalar, top)
     cube, _ = matched(scalar, factors)
@@ -246,6 +248,11 @@ def top_of(values: xr.DataArray, top: int) -> xr.DataArray:
     return found
 
 
+def are_totals(scalar: Any) -> TypeGuard[xr.Dataset]:
+    """Tell totals from scalars: of a Dataset that has both, as of `at`, it is the scalars, of the images selected."""
+    return isinstance(scalar, xr.Dataset) and "scalar" not in scalar and {"mean", "std", "top", "bottom"} <= {*scalar}
+
+
 def _from_totals(totals: xr.Dataset, top: int) -> xr.DataArray:
     count, ranks = int(totals["count"]), totals.sizes["rank"]
     _enough(top, count)
@@ -254,8 +261,20 @@ def _from_totals(totals: xr.Dataset, top: int) -> xr.DataArray:
     # The smallest are not counted again where there are so few images that they are among the largest.
     small = totals["bottom"].isel(rank=slice(0, max(0, min(ranks, count - ranks))))
     both = xr.concat([totals["top"].isel(rank=slice(0, min(ranks, count))), small], "rank")
-    centred = (both - totals["mean"]).transpose("unit", "head", "rank")
-    return xr.DataArray(_of_largest(centred.to_numpy(), top), dims=centred.dims, coords=centred.coords)
+    centred = (both - totals["mean"]).drop_vars("rank", errors="ignore")
+    centred = centred if centred.chunks is None else centred.chunk({"rank": -1})
+    largest: xr.DataArray = xr.apply_ufunc(
+        _of_largest,
+        centred,
+        kwargs={"top": top},
+        input_core_dims=[["rank"]],
+        output_core_dims=[["rank"]],
+        exclude_dims={"rank"},
+        dask="parallelized",
+        output_dtypes=[centred.dtype],
+        dask_gufunc_kwargs={"output_sizes": {"rank": top}},
+    )
+    return largest.transpose("unit", "head", "rank")
 
 
 def _largest(values: Array, *, top: int) -> Array:

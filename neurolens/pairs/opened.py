@@ -52,7 +52,7 @@ def at(
     Returns
     -------
     Dataset
-        Of `pairs`: ``scalar`` and, if they were kept, ``patch``, ``mean_token``, ``position`` (sample, unit, head);
+        Of `pairs`: ``scalar`` and, if they were kept, ``patch``, ``mean_token``, ``positional`` (sample, unit, head);
         ``embedding`` (sample, feature), ``completeness`` (sample,), ``attention`` (sample, head, token); NaN where a
         part failed. Of `pools`: ``value`` (head, d, unit), ``output`` (feature, head, d), ``constant`` (head, feature);
         and the totals ``count``, ``mean``, ``std`` (unit, head), ``top``, ``bottom`` (unit, head, rank) with
@@ -96,8 +96,8 @@ def codes_at(
     Returns
     -------
     Dataset
-        ``index``, ``value``, ``residual`` (unit, head, atom): -1 and NaN of pairs that were not coded. ``words``
-        (word,), the phrases that ``index`` counts in, if the store has the texts: ``describe(codes, codes["words"])``.
+        ``index``, ``value``, ``residual`` (unit, head, atom): -1 and NaN of pairs that were not coded. The coordinate
+        ``phrase`` names those that ``index`` counts in: ``describe(codes, codes["phrase"])``.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def codes_at(
     StoreError
         If there is no store.
     """
-    held = cubes_of(run, ("codes", "texts", "pools"))
+    held = cubes_of(run, ("codes", "pools"))
     if "codes" not in held:
         raise _nothing(("codes",), held)
     found = one_checkpoint({"codes": held["codes"]}, epoch=epoch, step=step)["codes"]
@@ -124,11 +124,12 @@ def codes_at(
     spread = flat[["index", "value", "residual"]].isel(pair=index.clip(min=0)).where(index >= 0)
     out = spread.transpose("unit", "head", "atom")
     out["index"] = out["index"].fillna(-1).astype(np.int32)
+    if "phrase" in found.coords:
+        out = out.assign_coords(phrase=found["phrase"].variable)
     settings = json.loads(found.attrs.get("settings", "{}")).get("parts", {}).get("codes", {})
-    words = _words(held.get("texts"), settings.get("words"))
-    if words is not None:
-        out = out.assign_coords(words=("word", words))
-    out.attrs = _attrs({"codes": found}) | _prepared(settings, found, words)
+    # The cube takes the mean over the phrases off in any case.
+    told = {"norm": settings.get("norm", "rows"), "centred": 1, "phrases": found.sizes.get("phrase", 0)}
+    out.attrs = _attrs({"codes": found}) | told
     return out
 
 
@@ -303,21 +304,20 @@ def _of_pools(ds: xr.Dataset, others: xr.Dataset) -> xr.Dataset:
     """Return factors in one chunk each, and totals whose images are counted along the samples that there are."""
     fixed = ds[list(FACTORS)].chunk(-1)
     totals = ds.drop_vars([*FACTORS, "d", "feature"], errors="ignore")
-    totals = totals.drop_vars([name for name in ONCE if name in totals]).assign(
-        {name: totals[name].isel(head=0, drop=True) for name in ONCE if name in totals}
-    )
-    ids = ds["sample"] if "sample" in ds.coords else None
-    if ids is not None and "sample" in others.coords:
+    if "count" not in totals or np.isnan(count := float(totals["count"].isel(head=0))):
+        return fixed  # totals were not measured, or failed
+    residual = float(totals["worst_residual"].isel(head=0))
+    totals = totals.drop_vars(ONCE).assign(count=int(count), worst_residual=residual)
+    place = np.arange(totals.sizes["sample"])
+    if "sample" in others.coords:
+        place = others.indexes["sample"].get_indexer(totals["sample"].to_numpy())
         totals = totals.drop_vars("sample")
-        place = others.indexes["sample"].get_indexer(ids.to_numpy())
-    else:
-        place = np.arange(0 if ids is None else ids.size)
-    for name in (name for name in SAMPLES if name in totals):
+    for name in SAMPLES:
         counted = totals[name].fillna(-1).astype(np.int64)
         totals[name] = xr.apply_ufunc(
             _placed, counted, kwargs={"place": place}, dask="parallelized", output_dtypes=[np.int64], keep_attrs=True
         )
-    return fixed.merge(totals.transpose(*ORDER, ..., missing_dims="ignore").chunk(), join="exact")
+    return fixed.merge(totals.transpose(*ORDER, ..., missing_dims="ignore"), join="exact")
 
 
 def _of_texts(ds: xr.Dataset, _: xr.Dataset) -> xr.Dataset:
@@ -343,25 +343,8 @@ def _joined(out: xr.Dataset, more: xr.Dataset, name: str) -> xr.Dataset:
     return out.merge(more.drop_attrs(deep=False), compat="override", join="exact", combine_attrs="override")
 
 
-def _words(texts: xr.Dataset | None, name: Any) -> Array | None:
-    """Return the words of a set of phrases; of the only one, if none is named."""
-    if texts is None or "set" not in texts.coords:
-        return None
-    sets = _names(texts["set"])
-    known = sorted(set(sets))
-    name = known[0] if name is None and len(known) == 1 else name
-    return texts["words"].to_numpy()[[one == name for one in sets]] if name in known else None
-
-
 def _names(coord: xr.DataArray) -> list[str]:
     return [str(name) for name in coord.to_numpy().tolist()]
-
-
-def _prepared(settings: dict[str, Any], codes: xr.Dataset, words: Array | None) -> dict[str, Any]:
-    """Return what `describe` and `reconstruct` of codes need to know of their atoms."""
-    count = settings.get("phrases", codes.attrs.get("phrases", None if words is None else len(words)))
-    told = {"norm": settings.get("norm", "rows") or "none", "centred": int(settings.get("centre", True))}
-    return told if count is None else told | {"phrases": int(count)}
 
 
 def _attrs(found: dict[str, xr.Dataset]) -> dict[str, Any]:

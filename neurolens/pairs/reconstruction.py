@@ -17,7 +17,7 @@ _AT_ONCE = 2**22  # scalars and projections that are held at once
 
 
 def reconstruct(
-    scalar: xr.DataArray,
+    scalar: xr.DataArray | xr.Dataset,
     factors: xr.Dataset,
     directions: xr.DataArray,
     *,

@@ -7,15 +7,16 @@ import numpy.typing as npt
 import xarray as xr
 
 from neurolens.errors import NonFiniteError, SchemaError
+from neurolens.pairs.norms import are_totals
 from neurolens.pairs.strength import strengths
 from neurolens.pairs.text import text_scores, top_pairs
-from neurolens.pairs.writing import matched
+from neurolens.pairs.writing import matched, vector_norms
 
 Array = npt.NDArray[Any]
 
 
 def retrieve(
-    scalar: xr.DataArray,
+    scalar: xr.DataArray | xr.Dataset,
     factors: xr.Dataset,
     *,
     unit: Any = None,
@@ -30,8 +31,8 @@ def retrieve(
 
     Parameters
     ----------
-    scalar : (sample, unit, head)
-        The scalars.
+    scalar : (sample, unit, head), or a Dataset of `ScalarTotals`
+        The scalars. Totals know the images of a pair, signed, and no others.
     factors
         Of the same pairs.
     unit, head : optional
@@ -54,8 +55,15 @@ def retrieve(
     Raises
     ------
     SchemaError
-        If there are fewer images than ``k``, or not just one of a unit and a text is given.
+        If there are fewer images than ``k``, not just one of a unit and a text is given, or totals do not know it.
     """
+    if are_totals(scalar):
+        if unit is None or head is None or text is not None or kind != "signed" or bias:
+            raise SchemaError(
+                "found totals, and they know the images of a pair by signed strength alone: pass unit= and head=, or "
+                "give the scalars"
+            )
+        return _of_totals(scalar, factors, unit, head, k)
     cube, fixed = matched(scalar, factors)
     if (unit is None) == (text is None) or (text is not None and (head is not None or kind != "signed" or bias)):
         raise SchemaError("give a unit, a unit and a head, or a text alone; kind and bias are of units")
@@ -227,6 +235,23 @@ def without_sink(maps: npt.ArrayLike) -> Array:
     out = np.array(given, dtype=np.result_type(given.dtype, np.float32))
     out[..., -1, -1] = (out[..., -1, -2] + out[..., -2, -1] + out[..., -2, -2]) / 3
     return out
+
+
+def _of_totals(totals: xr.Dataset, factors: xr.Dataset, unit: Any, head: Any, k: int) -> xr.Dataset:
+    """Return the images of a pair from its largest scalars, which are in the order of its strengths."""
+    mean, fixed = matched(totals["mean"], factors, dims=("unit", "head"))
+    known = min(int(totals["count"]), totals.sizes["rank"])
+    if not 1 <= k <= known:
+        raise SchemaError(f"k={k}, and the totals know {known} images of each pair; pass k={known} or less, from 1 on")
+    place = {"unit": _position(mean, "unit", unit), "head": _position(mean, "head", head)}
+    few = totals[["top", "top_sample"]].isel(place, drop=True).isel(rank=slice(0, k)).drop_vars("rank", errors="ignore")
+    length = vector_norms(fixed.isel({dim: [at] for dim, at in place.items()})).item()
+    position = few["top_sample"].to_numpy().astype(np.intp)
+    strength = few["top"].to_numpy()
+    attrs = {"long_name": "signed strength of each pair", "units": "embedding"}
+    found = {"strength": ("rank", strength * strength.dtype.type(length), attrs), "position": ("rank", position)}
+    out = xr.Dataset(found)
+    return out.assign(sample=("rank", totals["sample"].to_numpy()[position])) if "sample" in totals.coords else out
 
 
 def _of_text(cube: xr.DataArray, fixed: xr.Dataset, text: Any, pairs: int) -> xr.DataArray:

@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 
 
 def phrase_share(
-    scalar: xr.DataArray,
+    scalar: xr.DataArray | xr.Dataset,
     factors: xr.Dataset,
     texts: Any = None,
     *,

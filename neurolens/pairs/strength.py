@@ -16,7 +16,7 @@ _AT_ONCE = 2**21  # scalars that are widened at once
 
 
 def strengths(
-    scalar: xr.DataArray,
+    scalar: xr.DataArray | xr.Dataset,
     factors: xr.Dataset,
     *,
     level: Literal["pair", "unit"] = "pair",
@@ -84,7 +84,7 @@ def strengths(
 
 
 def unit_norms(
-    scalar: xr.DataArray, factors: xr.Dataset, *, top: int = 50, mean: xr.DataArray | None = None
+    scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset, *, top: int = 50, mean: xr.DataArray | None = None
 ) -> xr.DataArray:
     """Return the largest lengths of each unit's centred contributions through all heads; lazy if the scalars are.
 

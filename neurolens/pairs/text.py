@@ -134,7 +134,7 @@ def top_phrases(scores: xr.DataArray, *, k: int = 10) -> xr.Dataset:
 
 
 def logit_attribution(
-    scalar: xr.DataArray, factors: xr.Dataset, texts: Any, *, scale: Literal["cosine", "dot"] = "cosine"
+    scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset, texts: Any, *, scale: Literal["cosine", "dot"] = "cosine"
 ) -> xr.Dataset:
     """Split the logit of each image and phrase over the pairs: s·⟨u, t⟩, and what the biases add. Lazy if s is.
 

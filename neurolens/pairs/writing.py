@@ -78,6 +78,8 @@ def required(factors: xr.Dataset) -> xr.Dataset:
                 f"{name!r} has dims {factors[name].dims}, and {dims} were needed; select by lists, as in "
                 "factors(pool).isel(unit=[624], head=[21])"
             )
+        if any(len(sizes) > 1 for sizes in factors[name].chunks or ()):
+            factors = factors.assign({name: factors[name].chunk(-1)})  # small beside what they are multiplied with
     if [*factors] == [*DIMS] and all(factors[name].dims == dims for name, dims in DIMS.items()):
         return factors
     return factors[list(DIMS)].assign({name: factors[name].transpose(*dims) for name, dims in DIMS.items()})
@@ -104,7 +106,11 @@ def matched(scalar: Any, factors: xr.Dataset, *, dims: Sequence[str] = PAIRED) -
         scalar = scalar["scalar"]
     if not isinstance(scalar, xr.DataArray) or set(scalar.dims) != set(dims):
         found = scalar.dims if isinstance(scalar, xr.DataArray) else type(scalar).__name__
-        raise SchemaError(f"found {found}, and an array over {tuple(dims)} was needed, of one checkpoint")
+        more = ""
+        if isinstance(scalar, xr.Dataset):
+            found = f"a Dataset without 'scalar' but {sorted(map(str, scalar))[:4]}"
+            more = "; measure the scalars: `neurolens run STUDY --only pairs`, with [pairs] in the study"
+        raise SchemaError(f"found {found}, and an array over {tuple(dims)} was needed, of one checkpoint{more}")
     for dim in ("unit", "head"):
         if dim not in dims:
             continue
@@ -139,7 +145,7 @@ def directed(texts: Any, fixed: xr.Dataset) -> xr.DataArray:
             f"found vectors {dict(found.sizes)}, and {fixed.sizes['feature']} along 'feature' were needed, as wide as "
             "the embedding of the pool; take the text encoder of the same network"
         )
-    return found
+    return found if found.chunks is None else found.chunk({"feature": -1})
 
 
 def vector_norms(factors: xr.Dataset) -> xr.DataArray:
