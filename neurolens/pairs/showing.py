@@ -45,20 +45,17 @@ class ShownPool:
         What the module is of: preprocessing and input.
     module
         The module, in eval mode and float32, on the device.
+    path
+        Where the pool is in the module.
     table : study.Pools
-        Which pool it is, and how far its sums may be off.
-
-    Raises
-    ------
-    SchemaError
-        If there is no attention pool in the module, as in a ViT.
-    StudyError
-        If there are several and ``table.module`` names none of them.
+        Whether positions may be interpolated, and how far sums may be off.
     """
 
-    def __init__(self, network: "Network", module: nn.Module, table: "Pools", device: str | torch.device) -> None:
+    def __init__(
+        self, network: "Network", module: nn.Module, path: str, table: "Pools", device: str | torch.device
+    ) -> None:
         self._network, self._module, self._table, self._device = network, module, table, torch.device(device)
-        self.path, self._pooling = _found(module, table.module)
+        self.path, self._pooling = path, module.get_submodule(path)
         self.own = pool_of(self._pooling)
         self._fitted = {self.own.grid: self.own}
 
@@ -174,6 +171,8 @@ class ShownPool:
         """Refuse embeddings of images that are something else than the pool's: phrases would be held against those."""
         if isinstance(embedding, Tensor) and embedding.shape == out.shape:
             found, own = as_array(embedding), as_array(out)
+            if not np.isfinite(own).all():  # which `measured` tells of
+                return
             gap = float(distance(found, own).max())
             if gap < self._table.tolerance:
                 return
@@ -215,27 +214,30 @@ def shown_pool(network: "Network", table: "Pools", *, device: str | torch.device
     ------
     ModelMismatchError
         If a batch norm without running statistics would make an image's maps depend on its batch.
-    SchemaError, StudyError
-        As `ShownPool`.
+    SchemaError
+        If there is no attention pool in the network, as in a ViT.
+    StudyError
+        If there are several and ``table.module`` names none of them.
     """
+    path = _found(network.module, table.module)
     with running.prepared(network, device=device, bf16=False) as module:
         tensors = [*module.parameters(), *module.buffers()]
         if any(t.is_floating_point() and t.dtype != torch.float32 for t in tensors):
             module = copy.deepcopy(module).float()
-        yield ShownPool(network, module, table, device)
+        yield ShownPool(network, module, path, table, device)
 
 
-def _found(module: nn.Module, name: str | None) -> tuple[str, nn.Module]:
-    """Return the path of the pool, and it."""
+def _found(module: nn.Module, name: str | None) -> str:
+    """Return the path of the pool."""
     pools = attention_pools(module)
     if not pools:
         raise SchemaError(no_pool(module, []))
-    inside = {path: m for path, m in pools.items() if name is None or path == name or path.startswith(f"{name}.")}
+    inside = [path for path in pools if name is None or path == name or path.startswith(f"{name}.")]
     if not inside:
         raise StudyError(f"pools.module is {name!r}, and there is no attention pool; {nearest(cast(str, name), pools)}")
     if len(inside) > 1:
         raise StudyError(
-            f"found {len(inside)} attention pools, at {list(inside)[:4]}, and one was needed; name it: "
-            f"pools.module = {next(iter(inside))!r}"
+            f"found {len(inside)} attention pools, at {inside[:4]}, and one was needed; name it: "
+            f"pools.module = {inside[0]!r}"
         )
-    return next(iter(inside.items()))
+    return inside[0]
