@@ -75,16 +75,14 @@ def asked_phrases(texts: "Materials", pools: "Materials | None") -> AskedPhrases
         pool = network_pool(network, study.pools.module)
     prefix = f"{table.words}/"
     _require_width(texts, pool)
-    count = sum(name.startswith(prefix) for name in texts.samples.ids.tolist())
-    require_atoms(table, phrases=count, features=pool.features)
+    names = tuple(name for name in texts.samples.ids.tolist() if name.startswith(prefix))
+    require_atoms(table, phrases=len(names), features=pool.features)
     pairs, waiting = _all_pairs(study, pool) if pools is None else _chosen_pairs(pools)
     store = open_for_reading(study)
     ledger = None if store is None or store.layout("texts") is None else store.ledger("texts")
-    stored = [ids.tolist() for ids in propose(texts, store).blocks]
-    blocks = {at for at, ids in enumerate(stored) if any(name.startswith(prefix) for name in ids)}
-    names = tuple(name for ids in stored for name in ids if name.startswith(prefix))
+    blocks = {at for at, ids in enumerate(propose(texts, store).blocks) if not set(names).isdisjoint(ids.tolist())}
     done: dict[int, int] = {}
-    for row in () if ledger is None else plan(texts, store).rows:
+    for row in () if ledger is None or not _shown(study, ledger.snapshot, names) else plan(texts, store).rows:
         if row.block in blocks and row.state == "done":
             done[row.position] = done.get(row.position, 0) + 1
     current = sorted(position for position, found in done.items() if found == len(blocks))
@@ -176,6 +174,11 @@ def _opened(study: Study, cube: str, snapshot: str) -> "xr.Dataset":
 
     run = open_run(study.store.url, snapshot=snapshot, endpoint=study.store.endpoint, region=study.store.region)
     return run[cube].to_dataset()
+
+
+def _shown(study: Study, snapshot: str, names: Sequence[str]) -> bool:
+    """Whether an opened store has all of these phrases: it leaves out those that the study did not name last."""
+    return set(names) <= set(_opened(study, "texts", snapshot)["phrase"].to_numpy().tolist())
 
 
 def _embeddings(texts: "xr.Dataset", position: int, names: Sequence[str]) -> Array:

@@ -97,4 +97,4 @@ class Codes(Table):
     percentile: Annotated[float, Field(ge=0, lt=100)] | None = Field(
         None, description="Only pairs whose norm is at or above this percentile; needs pools.totals. Absent: all."
     )
-    block: PositiveInt = Field(512, description="Pairs that are told and written together.")
+    block: PositiveInt = Field(1024, description="Pairs that are told and written together.")
