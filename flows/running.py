@@ -2,8 +2,10 @@
 
 import contextlib
 import math
+import queue
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -19,7 +21,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
-from prefect.futures import PrefectFuture, wait
+from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.states import Completed, Failed
@@ -35,6 +37,7 @@ MAX_TASKS = 45  # with 100 task runs in a flow run, Prefect on SQLite answers 50
 MAX_TABLE = 500
 GPU_LIMIT = "neurolens-gpu"  # tasks on a GPU take one slot of this concurrency limit, where there is one
 BACKOFF_SECONDS = 2.0
+UPDATE_S = 1.0  # between two updates of the progress that the UI shows
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -249,11 +252,13 @@ def _follow(study: Study, futures: list[PrefectFuture[Any]], plan: rows.Plan, ta
     artifact: Any = create_progress_artifact(
         0.0, key=artifact_key(study, plan.cube, "progress"), description=f"rows of {plan.cube}"
     )
-    pending, total = list(futures), max(1, len(plan.todo))
+    ended: queue.SimpleQueue[PrefectFuture[Any]] = queue.SimpleQueue()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    pending, total = len(futures), max(1, len(plan.todo))
     while pending:
-        done, _ = wait(pending, timeout=1.0)
-        pending = [future for future in pending if future not in done]
-        for future in done:
+        for future in _ending(ended, pending):
+            pending -= 1
             _tell(future, tally)
         update_progress_artifact(artifact, 100.0 * min(1.0, len(tally.results) / total))
     for future in futures:
@@ -261,6 +266,20 @@ def _follow(study: Study, futures: list[PrefectFuture[Any]], plan: rows.Plan, ta
         if isinstance(outcome, BaseException):
             raise outcome
     update_progress_artifact(artifact, 100.0)
+
+
+def _ending(ended: "queue.SimpleQueue[PrefectFuture[Any]]", most: int) -> list[PrefectFuture[Any]]:
+    """Return the tasks that end in the next second; sooner, if ``most`` of them do.
+
+    Prefect's own `wait` with a timeout sets an alarm that raises wherever this thread is then, even in a handler of
+    Ctrl-C or with a lock in hand, and takes what was raised for its own.
+    """
+    found: list[PrefectFuture[Any]] = []
+    deadline = time.monotonic() + UPDATE_S
+    with contextlib.suppress(queue.Empty):
+        while len(found) < most:
+            found.append(ended.get(timeout=max(0.0, deadline - time.monotonic())))
+    return found
 
 
 def _tell(future: PrefectFuture[Any], tally: _Tally) -> None:

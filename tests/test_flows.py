@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,18 @@ def task_states(state: State[Any]) -> list[tuple[str, str, str]]:
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(str(flow_run))]))
         found = client.read_task_runs(flow_run_filter=wanted)
     return sorted((run.name, run.state.name, run.state.message or "") for run in found if run.state is not None)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_samples__waits_for_its_tasks_without_an_alarm(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One would raise wherever the main thread is then: in a handler of Ctrl-C too, or with a lock in hand."""
+    alarms = []
+    monkeypatch.setattr(signal, "setitimer", lambda *args: alarms.append(args) or (0.0, 0.0))
+    monkeypatch.setattr(running, "UPDATE_S", 0.0)
+    state, ear = run(load_study(make_study(checkpoints=2)))
+    assert state.is_completed()
+    assert len(ear.results) == 2
+    assert alarms == []
 
 
 @pytest.mark.usefixtures("prefect_server")
