@@ -170,10 +170,13 @@ def _require_width(texts: "Materials", pool: "Pool") -> None:
 
 
 def _opened(study: Study, cube: str, snapshot: str) -> "xr.Dataset":
-    from neurolens.backend import open_run
+    import xarray as xr
 
-    run = open_run(study.store.url, snapshot=snapshot, endpoint=study.store.endpoint, region=study.store.region)
-    return run[cube].to_dataset()
+    place = {"endpoint": study.store.endpoint, "region": study.store.region}
+    options: dict[str, Any] = {key: value for key, value in place.items() if value is not None}
+    return xr.open_dataset(
+        study.store.url, group=cube, engine="neurolens", chunks={}, snapshot=snapshot, cache=False, **options
+    )
 
 
 def _shown(study: Study, snapshot: str, names: Sequence[str]) -> bool:
