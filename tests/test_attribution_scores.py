@@ -128,6 +128,24 @@ def test_patch_table__leaves_out_what_is_over():
     assert patch_table(reduced, grid=2).dtype == np.float64
 
 
+def test_patch_table__does_not_ask_how_maps_are_laid_out():
+    table = patch_table(maps(), grid=3)
+    turned = xr.DataArray(np.asfortranarray(maps().to_numpy()), maps().coords, maps().dims)
+    xr.testing.assert_allclose(patch_table(turned, grid=3), table)
+    turned = patch_table(maps().transpose("x", "map", "channel", "y", ...), grid=3)
+    xr.testing.assert_allclose(turned.transpose(*table.dims), table)
+    assert patch_table(maps().transpose("y", "sample", ...), grid=3).dims[-2:] == ("patch_y", "patch_x")
+    assert list(table.coords) == ["map"]
+
+
+def test_patch_table__of_a_pixel_that_is_missing():
+    some = maps()
+    some[0, 1, 2, 4, 0] = np.nan
+    found = patch_table(some, grid=3)
+    assert np.isnan(found[0, 1, 1, 0])
+    assert int(np.isnan(found).sum()) == 1
+
+
 def test_ranking__puts_the_first_of_equal_entries_first():
     np.testing.assert_array_equal(ranking(vector([1, -3, 3, 0, 1, 3])), [1, 2, 5, 0, 4, 3])
     np.testing.assert_array_equal(ranking(vector(np.ones(500))), np.arange(500))

@@ -245,23 +245,43 @@ def masses(
         )
     if channels == "apart" and grid is None:
         return abs(maps.astype(dtype)), ("channel", *PIXEL) if "channel" in found else PIXEL
+    if grid is not None:
+        return _cells(maps, grid, dtype), PATCH
     pixels = abs(maps)
-    pixels = pixels.sum("channel", dtype=dtype, skipna=False) if "channel" in found else pixels.astype(dtype)
-    return (pixels, PIXEL) if grid is None else (_cells(pixels.astype(np.float64), grid), PATCH)
+    return pixels.sum("channel", dtype=dtype, skipna=False) if "channel" in found else pixels.astype(dtype), PIXEL
 
 
-def _cells(pixels: xr.DataArray, grid: int) -> xr.DataArray:
+def _cells(maps: xr.DataArray, grid: int, dtype: npt.DTypeLike) -> xr.DataArray:
+    """Sum \\|attribution\\| over channels, in this dtype, and over cells, one map at a time: it stays in the cache."""
     if grid < 1:
         raise SchemaError(f"grid={grid} is no number of patches per side; give 1 or more, e.g. 14")
-    sides = {dim: pixels.sizes[dim] // grid for dim in PIXEL}
-    if not all(sides.values()):
+    rows, columns = (maps.sizes[dim] // grid for dim in PIXEL)
+    if not rows or not columns:
         raise SchemaError(
-            f"found maps of {pixels.sizes['y']} × {pixels.sizes['x']} pixels, and a grid of {grid} × {grid} patches "
+            f"found maps of {maps.sizes['y']} × {maps.sizes['x']} pixels, and a grid of {grid} × {grid} patches "
             "needs one for each; lower grid"
         )
-    inside = pixels.drop_vars(PIXEL, errors="ignore").isel({dim: slice(0, side * grid) for dim, side in sides.items()})
-    cells = inside.coarsen(sides).construct(y=("patch_y", "in_y"), x=("patch_x", "in_x"))
-    return cells.sum(("in_y", "in_x"), skipna=False)
+    dims = ("channel", *PIXEL) if "channel" in maps.dims else PIXEL
+
+    def kernel(values: Array) -> Array:
+        out = np.empty((*values.shape[: -len(dims)], grid, grid))
+        for at in np.ndindex(out.shape[:-2]):
+            pixels = np.abs(values[at][..., : grid * rows, : grid * columns])
+            pixels = pixels.sum(axis=0, dtype=dtype) if "channel" in dims else pixels
+            lines = pixels.reshape(grid, rows, grid * columns).sum(axis=1, dtype=np.float64)
+            lines.reshape(grid, grid, columns).sum(axis=2, out=out[at])
+        return out
+
+    out: xr.DataArray = xr.apply_ufunc(
+        kernel,
+        maps,
+        input_core_dims=[dims],
+        output_core_dims=[PATCH],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"output_sizes": dict.fromkeys(PATCH, grid), "allow_rechunk": True},
+    )
+    return out
 
 
 def _by_row(entries: xr.DataArray, dims: tuple[str, ...], of: Callable[[Array], float]) -> xr.DataArray:
