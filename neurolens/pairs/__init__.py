@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from neurolens.pairs.choosing import class_pairs
     from neurolens.pairs.components import head_components, unit_components
     from neurolens.pairs.describing import describe_unit
+    from neurolens.pairs.following import direction_change, text_history
+    from neurolens.pairs.heads import head_contributions
     from neurolens.pairs.measure import scalars
     from neurolens.pairs.metrics import confusion, segmentation_scores
     from neurolens.pairs.norms import dead_pairs, directions, majority, pair_means, pair_norms
@@ -56,10 +58,12 @@ _HOMES = {
     "curve_difference": "ablation",
     "dead_pairs": "norms",
     "describe_unit": "describing",
+    "direction_change": "following",
     "directions": "norms",
     "embed_phrases": "phrases",
     "factors": "writing",
     "head_components": "components",
+    "head_contributions": "heads",
     "head_similarity": "patch_logits",
     "heat_maps": "text",
     "image_embeddings": "pool",
@@ -90,6 +94,7 @@ _HOMES = {
     "sinks": "retrieval",
     "state_pool": "adapters",
     "strengths": "strength",
+    "text_history": "following",
     "text_scores": "text",
     "timm_pool": "adapters",
     "top_images": "retrieval",
@@ -122,10 +127,12 @@ __all__ = [
     "curve_difference",
     "dead_pairs",
     "describe_unit",
+    "direction_change",
     "directions",
     "embed_phrases",
     "factors",
     "head_components",
+    "head_contributions",
     "head_similarity",
     "heat_maps",
     "image_embeddings",
@@ -156,6 +163,7 @@ __all__ = [
     "sinks",
     "state_pool",
     "strengths",
+    "text_history",
     "text_scores",
     "timm_pool",
     "top_images",

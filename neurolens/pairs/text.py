@@ -108,14 +108,15 @@ def top_phrases(scores: xr.DataArray, *, k: int = 10) -> xr.Dataset:
 
     Parameters
     ----------
-    scores : (phrase, unit, head)
-        Of `text_scores`, of a few pairs: ``text_scores(factors.isel(unit=[624], head=[21]), texts)``.
+    scores : (…, phrase, unit, head)
+        Of `text_scores`, of a few pairs: ``text_scores(factors.isel(unit=[624], head=[21]), texts)``; or of
+        `text_history`, over checkpoints.
     k
         How many.
 
     Returns
     -------
-    Dataset over (unit, head, rank)
+    Dataset over (…, unit, head, rank)
         ``score``, decreasing; ``phrase``, its position, or its label where the scores have them. A dead pair has NaN,
         and the phrases in their order.
 
@@ -124,12 +125,12 @@ def top_phrases(scores: xr.DataArray, *, k: int = 10) -> xr.Dataset:
     SchemaError
         If a dim is missing, or there are fewer phrases than ``k``.
     """
-    if set(scores.dims) != {"phrase", "unit", "head"}:
+    if not {"phrase", "unit", "head"} <= set(scores.dims):
         raise SchemaError(f"found scores over {scores.dims}, and ('phrase', 'unit', 'head') was needed: text_scores(…)")
-    at, best = _best(scores.transpose("unit", "head", "phrase").to_numpy(), k, "phrases")
+    dims = (*(d for d in scores.dims if d not in ("phrase", "unit", "head")), "unit", "head", "rank")
+    at, best = _best(scores.transpose(*dims[:-1], "phrase").to_numpy(), k, "phrases")
     labels = scores["phrase"].to_numpy() if "phrase" in scores.coords else np.arange(scores.sizes["phrase"])
-    dims = ("unit", "head", "rank")
-    named = {d: scores[d].variable for d in ("unit", "head") if d in scores.coords}
+    named = {d: scores[d].variable for d in dims[:-1] if d in scores.coords}
     return xr.Dataset({"score": (dims, best), "phrase": (dims, labels[at])}, coords=named)
 
 
