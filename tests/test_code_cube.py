@@ -111,7 +111,7 @@ def test_measure__names_pairs_and_phrases_that_do_not_fit():
         measured(network(), pair_set([0, 9], [0, 0]))
     with pytest.raises(SchemaError, match="found signals 6 wide, and phrases 5 wide"):
         measured(network(), every_pair(), phrases(features=5))
-    with pytest.raises(StudyError, match=r"pools.module is 'attnpol', .*attnpool"):
+    with pytest.raises(StudyError, match=r"pools.module is 'attnpol', and there is no attention pool; .*attnpool"):
         measured(network(), every_pair(), module="attnpol")
 
 

@@ -100,21 +100,18 @@ def network_pool(network: "Network", module: str | None) -> Pool:
     Parameters
     ----------
     module
-        Path of the pool's module; None: the only one there is.
+        Path of the pool, or of a module that has one; None: the only one there is.
 
     Raises
     ------
     SchemaError
-        If the network has no attention pool, or several.
+        If the network has no attention pool.
     StudyError
-        If there is no module of that path.
+        If it has several and none is named, or none at that path.
     """
-    if module is None:
-        return pool_of(network.module)
-    modules = dict(network.module.named_modules())
-    if module not in modules:
-        raise StudyError(f"pools.module is {module!r}, and the network has no such module; {nearest(module, modules)}")
-    return pool_of(modules[module])
+    from neurolens.pairs.showing import pool_path
+
+    return pool_of(network.module.get_submodule(pool_path(network.module, module)))
 
 
 def require_atoms(table: Codes, *, phrases: int, features: int) -> None:

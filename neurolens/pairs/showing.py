@@ -219,7 +219,7 @@ def shown_pool(network: "Network", table: "Pools", *, device: str | torch.device
     StudyError
         If there are several and ``table.module`` names none of them.
     """
-    path = _found(network.module, table.module)
+    path = pool_path(network.module, table.module)
     with running.prepared(network, device=device, bf16=False) as module:
         tensors = [*module.parameters(), *module.buffers()]
         if any(t.is_floating_point() and t.dtype != torch.float32 for t in tensors):
@@ -227,8 +227,16 @@ def shown_pool(network: "Network", table: "Pools", *, device: str | torch.device
         yield ShownPool(network, module, path, table, device)
 
 
-def _found(module: nn.Module, name: str | None) -> str:
-    """Return the path of the pool."""
+def pool_path(module: nn.Module, name: str | None) -> str:
+    """Return the path of the pool in a network: the only one, or the one that a study names.
+
+    Raises
+    ------
+    SchemaError
+        If there is no attention pool.
+    StudyError
+        If there are several, or none at that path.
+    """
     pools = attention_pools(module)
     if not pools:
         raise SchemaError(no_pool(module, []))
