@@ -3,7 +3,9 @@
 import atexit
 import contextlib
 import os
+import queue
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +21,10 @@ QUIET_PREFECT = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the command tells what went wrong itself
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
 }
+
+TERMINATE_S = 5.0  # for the temporary server to end well
+STOP_S = 8.0  # for all that is done on Ctrl-C
+DRAIN_S = 10.0  # for what Prefect has still to tell at the end of a run
 
 
 def prepare() -> None:
@@ -59,6 +65,8 @@ def serving(clear: Callable[[], None]) -> Iterator[None]:
             "or set PREFECT_API_URL to the address of yours"
         )
     server = SubprocessASGIServer()
+    if not server.running:
+        server.port = _free_port()
     try:
         server.start()
     except RuntimeError as error:
@@ -66,23 +74,76 @@ def serving(clear: Callable[[], None]) -> Iterator[None]:
             f"no temporary Prefect server could be started: {error}; start one with `prefect server start` and set "
             "PREFECT_API_URL to the address it prints"
         ) from error
-    if server.server_process is not None:
-        _end_with_this_process(server.server_process.pid, server.stop)
-
-    def stop(signum: int, frame: object) -> None:
-        clear()
-        complain(STOPPED_TEXT)
-        server.stop()
-        os._exit(STOPPED)
-
+    process = server.server_process
+    if process is not None:
+        _end_with_this_process(process.pid, server.stop)
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, stop)
+
+    def stop() -> None:
+        clear()
+        complain(STOPPED_TEXT)
+        if process is not None:
+            _end(process)
+
+    with _stopping(stop):
+        try:
+            yield
+        finally:
+            _send_the_rest()
+
+
+@contextlib.contextmanager
+def _stopping(stop: Callable[[], None]) -> Iterator[None]:
+    """Have Ctrl-C call ``stop`` and end this process, whatever its threads are at.
+
+    A thread that waits for it does so: what runs in a signal's handler may wait for ever, for a lock that the main
+    thread held when it was interrupted, and may be interrupted itself, by an exception from another handler.
+    """
+    asked: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whose put takes no lock that its caller may hold
+
+    def wait() -> None:
+        if asked.get():
+            helper = threading.Thread(target=stop, daemon=True)
+            helper.start()
+            helper.join(STOP_S)
+            os._exit(STOPPED)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    before = signal.signal(signal.SIGINT, lambda signum, frame: asked.put(True))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        asked.put(False)
+        waiting.join()  # if it was asked to stop, the process ends here
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End the temporary server; if it does not end well in time, by force."""
+    process.terminate()
+    try:
+        process.wait(TERMINATE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _send_the_rest() -> None:
+    """Send what Prefect still has to tell its server, which it otherwise does when the interpreter ends."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (EventsWorker, APILogWorker):
+        worker.drain_all(timeout=DRAIN_S)
+
+
+def _free_port() -> int:
+    """Return a port that nobody listens at; one that Prefect chose, of a thousand, two runs begun at once may share."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _ask() -> None:
