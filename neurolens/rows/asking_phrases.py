@@ -110,7 +110,8 @@ def asked_phrases(texts: "Materials", pools: "Materials | None") -> AskedPhrases
             write=_write_text,
         )
     missing = len(series.checkpoints) - len(current)
-    notes = (f"codes of {missing} checkpoints wait for their texts: run texts first" if missing else "", waiting)
+    some = "1 checkpoint waits for its texts" if missing == 1 else f"{missing} checkpoints wait for their texts"
+    notes = (f"{some}: run texts first" if missing else "", waiting)
     phrases = tuple(name.removeprefix(prefix) for name in names)
     return AskedPhrases(pairs, phrases, digests, read, "; ".join(filter(None, notes)))
 
