@@ -12,7 +12,7 @@ from pathlib import Path
 from neurolens.checkpoint_folders import is_model_folder
 from neurolens.errors import CheckpointError, MissingCheckpointError, StudyError, nearest
 from neurolens.fingerprints import digest
-from neurolens.study import CheckpointFile
+from neurolens.study import OPEN_CLIP, CheckpointFile
 from neurolens.study import Checkpoints as Table
 
 RESUME, LOCK, WRITING, METRICS = ".resume.pt", ".train.lock", ".writing.tmp", "metrics.csv"  # training's own files
@@ -34,7 +34,7 @@ class Found:
 
 
 def listed(files: Sequence[CheckpointFile], *, download: bool = False) -> list[Found]:
-    """Check an explicit list of files; weights that torchvision publishes are fetched where ``download`` allows it."""
+    """Check an explicit list of files; published weights are fetched where ``download`` allows it."""
     found: dict[str, Found] = {}
     for file in files:
         path = _path_of(file, download)
@@ -53,9 +53,14 @@ def listed(files: Sequence[CheckpointFile], *, download: bool = False) -> list[F
 def _path_of(file: CheckpointFile, download: bool) -> Path:
     if file.path is not None:
         return file.path
+    name = file.weights or ""
+    if name.startswith(OPEN_CLIP):
+        from neurolens import clip_weights  # needs open_clip
+
+        return clip_weights.published(name, download=download)
     from neurolens.published_weights import published  # needs torchvision
 
-    return published(file.weights or "", download=download)
+    return published(name, download=download)
 
 
 def _part_regex(part: str, pattern: str) -> re.Pattern[str]:

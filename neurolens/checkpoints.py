@@ -97,7 +97,7 @@ class Series:
 def discover(table: Table, *, source: Transformers | None = None) -> Series:
     """Find a run's checkpoints, order them by number and select from them.
 
-    Files come from ``table.files`` if it names any (weights that torchvision publishes among them are fetched at once,
+    Files come from ``table.files`` if it names any (published weights among them are fetched at once,
     where ``table.download`` allows it), from ``table.revisions`` of ``source`` if that is set, else from
     the folder, by pattern; a folder that save_pretrained wrote counts as a file. Unfinished files (a leading dot, or
     .tmp and the like at the end) and other folders are passed over, and said so in the notes. The series dimension is

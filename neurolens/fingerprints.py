@@ -148,10 +148,9 @@ def _damage(path: Path) -> str:
                 return "it is a NumPy archive, not a checkpoint"
             if not any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
                 return "it is a zip archive, but not one that torch.save wrote"
-            if any(name.endswith("/constants.pkl") for name in names):
-                return "it is a TorchScript archive; save model.state_dict() instead"
+            script = any(name.endswith("/constants.pkl") for name in names)  # TorchScript, whose code is compressed
             for member in members:
-                if member.compress_type != zipfile.ZIP_STORED:
+                if member.compress_type != zipfile.ZIP_STORED and not (script and "/code/" in member.filename):
                     return "its contents are compressed, which torch.save never does"
                 if member.CRC:  # 0 where saved without checksums
                     with archive.open(member) as content:

@@ -16,10 +16,11 @@ import torchvision
 from pydantic import ValidationError
 from torch import nn
 
+from neurolens import clip_models
 from neurolens.clip_networks import DigitsClip
 from neurolens.errors import StudyError, nearest
 from neurolens.networks import CifarResNet18, DigitsConvNet, ShapesConvNet, cifar_resnet18_incremental
-from neurolens.study import FACTORY, TRANSFORMERS, Model, Preprocessing
+from neurolens.study import FACTORY, OPEN_CLIP, TRANSFORMERS, Model, Preprocessing
 
 if TYPE_CHECKING:
     from neurolens.tokens import Tokenizer
@@ -73,8 +74,8 @@ _OWN = {
 
 
 def names() -> tuple[str, ...]:
-    """Return the names that `build` knows, local factories aside."""
-    return (*_OWN, TRANSFORMERS, *torchvision.models.list_models(module=torchvision.models))
+    """Return the names that `build` knows, local factories and open_clip's other networks aside."""
+    return (*_OWN, TRANSFORMERS, *clip_models.RESNETS, *torchvision.models.list_models(module=torchvision.models))
 
 
 def build(table: Model, *, seed: int | None = None) -> Network:
@@ -87,7 +88,7 @@ def build(table: Model, *, seed: int | None = None) -> Network:
         ``path/file.py:function``: that file alone is executed, and the function is called with the number of classes
         and the options. A network of a local factory may say what feeds it by an attribute ``preprocessing``: a dict
         with any of mean, std, resize, crop and interpolation. ``transformers`` is a network of that library, made by
-        `neurolens.transformers_models`.
+        `neurolens.transformers_models`, and ``open_clip/NAME`` one of open_clip, made by `neurolens.clip_models`.
     seed
         Makes the initial weights, which are then equal on every call. Torch's global generator is as it was before,
         with or without a seed.
@@ -105,6 +106,9 @@ def build(table: Model, *, seed: int | None = None) -> Network:
 
             _seed(seed)
             return transformers_models.build(table)
+        if table.name.startswith(OPEN_CLIP):
+            _seed(seed)
+            return clip_models.build(table)
         if factory is None:
             kind, source = _known(table), {"name": table.name}
         else:

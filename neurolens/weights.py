@@ -6,6 +6,7 @@ import pickle
 import re
 import struct
 import threading
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PosixPath
 from typing import Any
@@ -16,10 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from neurolens import direct_reads, weight_layouts
+from neurolens import direct_reads, torchscript, weight_layouts
 from neurolens.errors import CheckpointError, ModelMismatchError, nearest
 from neurolens.fingerprints import fingerprint
 from neurolens.mismatches import report
+from neurolens.quick_gelu import OPENAI_ENTRIES, is_openai, require_activation
 from neurolens.tensor_names import as_in_network
 
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
@@ -74,8 +76,9 @@ def read_state(
     Parameters
     ----------
     path
-        A file of torch.save that holds a state dict, or a dict with one under one of `STATE_KEYS`; or a safetensors
-        file. Tensors are mapped from the file, not copied: keep them no longer than until `fill`.
+        A file of torch.save that holds a state dict, or a dict with one under one of `STATE_KEYS`; a safetensors file;
+        or a TorchScript archive, of which the tensors are read and no code. Tensors are mapped from the file, not
+        copied: keep them no longer than until `fill`.
     trust
         Allow the file to execute code when it is read. Only then may it hold a whole pickled module.
     state_key
@@ -110,11 +113,34 @@ def _state(path: Path, trust: bool, state_key: str | None) -> dict[str, Tensor]:
     learns = head.startswith(ZIP) and not is_safetensors(path, head) and not trust
     if learns and (known := weight_layouts.remembered(path, state_key)) is not None:
         return known
-    content = _content(path, head, trust)
+    archive = head.startswith(ZIP) and torchscript.is_archive(path)
+    content = _archived(path, trust) if archive else _content(path, head, trust)
     state = _state_in(content, state_key, path)
-    if learns:
+    if learns and not archive:
         weight_layouts.remember(path, content, state, state_key)
     return state
+
+
+def _archived(path: Path, trust: bool) -> dict[str, Tensor]:
+    """Return the state dict of a TorchScript archive; torch's own reader, which compiles its code, only on trust."""
+    try:
+        return torchscript.read_archive(path)
+    except _UNREADABLE as error:
+        if not trust:
+            raise CheckpointError(
+                f"'{path}' was refused: it is a TorchScript archive whose tensors cannot be read without its code "
+                f"({_first_line(error)}). Save the state dict, torch.save(model.state_dict(), …); or, if you trust "
+                "where the file comes from, set checkpoints.trust = true"
+            ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch would have models saved in another format by now
+            module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except _UNREADABLE as error:
+        raise CheckpointError(
+            f"'{path}' is no TorchScript archive that torch can load ({_first_line(error)}); restore it, or delete it"
+        ) from error
+    return module.state_dict()
 
 
 def is_safetensors(path: Path, head: bytes) -> bool:
@@ -248,14 +274,19 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Names and shapes must be the network's, exactly; on an error nothing was copied. Of batch norm's counter
     ``num_batches_tracked`` alone a file may know nothing (before torch 0.4.1 there was none); it is then 0. Floating
-    dtypes may widen on the way, as float16 to float32, and never narrow.
+    dtypes may widen on the way, as float16 to float32, and never narrow. The sizes that OpenAI's archives of CLIP hold
+    beside the weights are passed over, and their text tower must have the activation that they were trained with.
 
     Raises
     ------
     ModelMismatchError
-        With every missing, unexpected and misshapen tensor counted, the first of them named, and the mend.
+        With every missing, unexpected and misshapen tensor counted, the first of them named, and the mend; or because
+        the text tower has another activation.
     """
     targets = targets_of(module)
+    if is_openai(set(state) - set(targets)):
+        require_activation(module, quick_gelu=True)
+        state = {name: tensor for name, tensor in state.items() if name in targets or name not in OPENAI_ENTRIES}
     missing = [k for k in targets if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in targets]
     misshapen = [k for k, v in targets.items() if k in state and state[k].shape != v.shape]

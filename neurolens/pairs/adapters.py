@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from neurolens.errors import MissingExtraError, ModelMismatchError, SchemaError
+from neurolens.errors import MissingExtraError, SchemaError
 from neurolens.pairs.pool import Pool, as_array
+from neurolens.quick_gelu import is_openai, require_activation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +18,6 @@ Array = npt.NDArray[Any]
 HEAD_DIM = 64
 """Of all of OpenAI's networks."""
 PREFIXES = ("visual.attnpool.", "attnpool.", "")
-_OPENAI = ("input_resolution", "context_length", "vocab_size")  # beside the weights of OpenAI's archives only
 _NAMES = {
     **{f"{kind}_{of}": f"{of}_proj.{name}" for of in "qkv" for kind, name in (("W", "weight"), ("b", "bias"))},
     "W_o": "c_proj.weight",
@@ -199,34 +199,13 @@ def check_activation(
         If these are not the same.
     """
     trained = _trained_with(weights) if quick_gelu is None else quick_gelu
-    kinds = {
-        type(m).__name__
-        for name, m in model.named_modules()
-        if type(m).__name__ in ("GELU", "QuickGELU") and not name.startswith("visual.")
-    }
-    if not kinds and not hasattr(model, "encode_text"):
-        return
-    if len(kinds) != 1:
-        raise SchemaError(
-            f"found activations {sorted(kinds)} in the text tower, and either GELU or QuickGELU was needed"
-        )
-    if (kinds == {"QuickGELU"}) != trained:
-        one, other = ("QuickGELU", "GELU") if trained else ("GELU", "QuickGELU")
-        mend = (
-            "open_clip.create_model(…, force_quick_gelu=True), or the name with -quickgelu"
-            if trained
-            else "the name without -quickgelu"
-        )
-        raise ModelMismatchError(
-            f"the weights were trained with {one}, and the text tower has {other}: its embeddings would be wrong, and "
-            f"nothing would show it; build the network anew: {mend}"
-        )
+    require_activation(model, quick_gelu=trained)
 
 
 def _trained_with(weights: Any) -> bool:
     """Tell whether weights were trained with QuickGELU."""
     if isinstance(weights, Mapping):
-        if any(name in weights for name in _OPENAI):
+        if is_openai(weights):
             return True
         raise SchemaError(
             "a state dict does not say which activation it was trained with; pass quick_gelu=True (OpenAI's weights, "

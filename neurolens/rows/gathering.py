@@ -31,7 +31,7 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
     CaptureError
         If the network does not have the layers that the study names.
     """
-    from neurolens import checkpoints, data, models
+    from neurolens import checkpoints, clip_models, data, models
     from neurolens.study.seeds import one_run
 
     study = one_run(study)
@@ -57,6 +57,7 @@ def gather(study: Study, cube: str = "samples", *, beside: Materials | None = No
     if beside is None:
         network = models.build(study.model)
         series = checkpoints.discover(study.checkpoints, source=study.model.transformers)
+        clip_models.require_fitting(study.model, network.module, study.checkpoints.files)
     else:
         network, series = beside.taken(), beside.every
     if cube in asking_sets.ASKED:

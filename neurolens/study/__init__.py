@@ -15,6 +15,7 @@ from neurolens.study.inputs import Data, Exposure, ImageNet, LabelNoise, Selecti
 from neurolens.study.pairs import Codes, Pairs, PhraseSet, Pools, Texts
 from neurolens.study.tables import (
     FACTORY,
+    OPEN_CLIP,
     TRANSFORMERS,
     CheckpointFile,
     Checkpoints,
@@ -29,6 +30,7 @@ from neurolens.study.tables import (
 
 __all__ = [
     "FACTORY",
+    "OPEN_CLIP",
     "TRANSFORMERS",
     "Activations",
     "Attributions",
@@ -110,6 +112,7 @@ class Study(Table):
         if self.attributions is not None and self.clusters is None:
             raise ValueError("[attributions] are of clusters of units, and there is no [clusters] table; add one")
         self._check_pairs()
+        self._check_logits()
         if self.effects is not None and "data" not in self.model_fields_set and self.model.name != "digits_convnet":
             raise ValueError(
                 f"[effects] are measured on the samples of [data], and there is no such table; name those that "
@@ -133,6 +136,16 @@ class Study(Table):
             )
         if self.codes.percentile is not None and not self.pools.totals:
             raise ValueError("codes.percentile is of the norms of pairs over images; set pools.totals = true")
+
+    def _check_logits(self) -> None:
+        """A network of open_clip puts embeddings out, which would pass for logits."""
+        names = ("train", "samples", "effects", "attributions") if self.model.name.startswith(OPEN_CLIP) else ()
+        for name in names:
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"[{name}] needs a network that tells classes, and {self.model.name} gives embeddings; drop the "
+                    "table: [units], [activations], [texts], [pools], [pairs] and [codes] need no logits"
+                )
 
     def _check_seeds(self) -> None:
         twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})

@@ -22,6 +22,7 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 
 FACTORY = re.compile(r"(?P<file>.+\.py):(?P<function>\w+)")
 TRANSFORMERS = "transformers"
+OPEN_CLIP = "open_clip/"
 
 
 class Table(BaseModel):
@@ -83,7 +84,8 @@ class Model(Table):
         "digits_convnet",
         description="digits_convnet, digits_clip (an attention pool, and words for its classes), shapes_convnet, "
         "cifar_resnet18 (3x3 stem, `linear`/`shortcut`), cifar_resnet18_incremental (3x3 stem, biases, `fc`), any "
-        "torchvision name, `transformers`, or `file.py:function`.",
+        "torchvision name, `open_clip/RN50` or any other of open_clip with CLIP's own towers, `transformers`, or "
+        "`file.py:function`.",
     )
     classes: PositiveInt = Field(10, description="Number of classes.")
     options: dict[str, bool | int | float | str] = Field({}, description="Further keyword arguments of the factory.")
@@ -120,7 +122,7 @@ class Checkpoints(Table):
     series: Literal["epoch", "step"] | None = Field(
         None, description="The series dimension; absent: epoch if every file has a distinct one, else step."
     )
-    download: bool = Field(False, description="Allow weights that torchvision publishes to be fetched.")
+    download: bool = Field(False, description="Allow weights that torchvision or open_clip publishes to be fetched.")
     start: int | None = Field(None, description="First epoch (or step) used.")
     end: int | None = Field(None, description="Last epoch (or step) used, inclusive.")
     stride: PositiveInt | None = Field(None, description="Use epochs (or steps) start, start + stride, …")
@@ -153,11 +155,13 @@ class Checkpoints(Table):
 
 
 class CheckpointFile(Table):
-    """One explicitly listed checkpoint: a file, or weights that torchvision publishes."""
+    """One explicitly listed checkpoint: a file, or weights that torchvision or open_clip publishes."""
 
     path: Path | None = Field(None, description="The file.")
     weights: str | None = Field(
-        None, description="Or weights by torchvision's name for them, e.g. DenseNet121_Weights.IMAGENET1K_V1."
+        None,
+        description="Or weights by torchvision's name for them, e.g. DenseNet121_Weights.IMAGENET1K_V1, or by "
+        "open_clip's network and tag, e.g. open_clip/RN50/openai.",
     )
     epoch: int | None = Field(None, description="Its epoch.")
     step: int | None = Field(None, description="Its optimizer step.")
@@ -166,7 +170,7 @@ class CheckpointFile(Table):
     def _has_a_source_and_a_position(self) -> Self:
         if (self.path is None) == (self.weights is None):
             given = "neither path nor weights is" if self.path is None else "path and weights are both"
-            raise ValueError(f"{given} given; give a checkpoint's file as path, or torchvision's name as weights")
+            raise ValueError(f"{given} given; give a checkpoint's file as path, or a published name as weights")
         if self.epoch is None and self.step is None:
             raise ValueError(f"{self.path or self.weights} has neither epoch nor step; say which it is, e.g. epoch = 3")
         return self
