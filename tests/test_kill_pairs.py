@@ -1,0 +1,116 @@
+"""Kill −9 while pools and pairs are measured by real networks, and two runs at once: stores come out the same."""
+
+import multiprocessing
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_samples
+from pairs_study import run, write_checkpoint, write_study
+
+from neurolens.pairs import pair_cube
+from neurolens.study import load_study
+
+KILLS = 4
+BLOCK = 7  # of 24 images, later 33
+CUBES = ("pools", "pairs")
+
+# Each engine is forked off a process that has all that is slow to import, and has run nothing.
+FORKS = multiprocessing.get_context("forkserver")
+SLOW = ("pytest", "sklearn.datasets", "neurolens.models", "neurolens.checkpoints", "neurolens.data", "neurolens.store")
+FORKS.set_forkserver_preload([*SLOW, "neurolens.backend", "neurolens.pairs.pool_cube", "neurolens.pairs.pair_cube"])
+
+
+def measure(path: Path, cubes: tuple[str, ...], said: Connection) -> None:
+    """Bring cubes up to date, in small blocks; say when it begins, and which rows were computed."""
+    pair_cube.block_size = lambda table, axes: BLOCK  # type: ignore[assignment]
+    said.send("begin")
+    for cube in cubes:
+        for result in run(path, cube):
+            said.send((result.outcome, cube, *result.row.id))
+    said.close()
+
+
+def started(path: Path, *cubes: str) -> tuple[BaseProcess, Connection]:
+    heard, said = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=measure, args=(path, cubes or CUBES, said))
+    process.start()
+    said.close()
+    assert heard.recv() == "begin"
+    return process, heard
+
+
+def finish(path: Path, *cubes: str) -> list[tuple[str, str, int, int]]:
+    """Run to the end, and return which rows were measured."""
+    return finished(*started(path, *cubes))
+
+
+def finished(process: BaseProcess, heard: Connection) -> list[tuple[str, str, int, int]]:
+    found = []
+    while True:
+        try:
+            found.append(heard.recv())
+        except EOFError:
+            break
+    process.join()
+    assert process.exitcode == 0
+    return found
+
+
+def kill(path: Path, seconds: float) -> None:
+    process, heard = started(path)
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+    heard.close()
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> tuple[Path, Path]:
+    return tuple(write_study(tmp_path / name, checkpoints=2) for name in ("one", "other"))  # type: ignore[return-value]
+
+
+def change(path: Path) -> None:
+    """Change a checkpoint, and add images."""
+    write_checkpoint(path, 1, seed=7)
+    write_samples(path.parent, np.arange(33))
+
+
+def test_run_rows__of_pools_and_pairs_survive_kills_at_random_moments(
+    studies: tuple[Path, Path], stores_equal: Callable[..., None]
+) -> None:
+    killed, undisturbed = studies
+    first = started(undisturbed)
+    began = time.perf_counter()
+    assert len(finished(*first)) == 2 * (1 + 4)
+    lasted = time.perf_counter() - began
+    change(undisturbed)
+    # pools of all images; of pairs, the images that are new, and all of the checkpoint that changed
+    assert len(finish(undisturbed)) == 2 + 2 + 6
+    moments = random.Random(1)
+    for number in range(KILLS):
+        if number == KILLS // 2:
+            finish(killed)
+            change(killed)
+        kill(killed, moments.uniform(0, lasted))
+    finish(killed)
+    assert finish(killed) == []
+    stores_equal(load_study(killed).store.url, load_study(undisturbed).store.url)
+
+
+def test_run_rows__of_pools_and_pairs_are_shared_between_two_runs(
+    studies: tuple[Path, Path], stores_equal: Callable[..., None]
+) -> None:
+    shared, alone = studies
+    finish(alone)
+    both = [started(shared, *CUBES), started(shared, *reversed(CUBES))]
+    computed = Counter(row for one in both for row in finished(*one) if row[0] == "computed")
+    assert len(computed) == 2 * (1 + 4)
+    assert set(computed.values()) == {1}
+    stores_equal(load_study(shared).store.url, load_study(alone).store.url)
