@@ -16,6 +16,7 @@ from neurolens.cli import (
     layers,
     looking,
     making,
+    pairs,
     running,
     tallies,
 )
@@ -64,6 +65,7 @@ keeping.exports.command("events")(tallies.export_events)
 keeping.exports.command("metrics")(tallies.export_metrics)
 keeping.exports.command("clusters")(clusters.export_clusters)
 keeping.exports.command("attributions")(attributions.export_attributions)
+keeping.exports.command("pairs")(pairs.export_pairs)
 keeping.imports.command("tallies")(tallies.import_tallies)
 app.add_typer(keeping.exports, name="export")
 app.add_typer(keeping.imports, name="import")

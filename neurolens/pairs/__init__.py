@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from neurolens.pairs.choosing import class_pairs
     from neurolens.pairs.components import head_components, unit_components
     from neurolens.pairs.describing import describe_unit
+    from neurolens.pairs.exported import export_pairs
     from neurolens.pairs.following import direction_change, text_history
     from neurolens.pairs.heads import head_contributions
     from neurolens.pairs.measure import scalars
@@ -61,6 +62,7 @@ _HOMES = {
     "direction_change": "following",
     "directions": "norms",
     "embed_phrases": "phrases",
+    "export_pairs": "exported",
     "factors": "writing",
     "head_components": "components",
     "head_contributions": "heads",
@@ -130,6 +132,7 @@ __all__ = [
     "direction_change",
     "directions",
     "embed_phrases",
+    "export_pairs",
     "factors",
     "head_components",
     "head_contributions",
