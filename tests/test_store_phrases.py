@@ -116,3 +116,69 @@ def test_prepare__refuses_a_coordinate_of_the_dims_name(tmp_path):
     named = SampleCoords(samples.ids, samples.labels, samples.classes, {"phrase": samples.coords["words"]})
     with pytest.raises(SchemaError, match="cannot be named 'phrase'"):
         prepare(open_store(tmp_path / "s", create=True), schema.TEXTS, named, {"feature": Axis(np.arange(WIDTH))})
+
+
+FEATURE = {"feature": Axis(np.arange(WIDTH))}
+
+
+def known(store):
+    ds = xr.open_dataset(store.url, engine="neurolens", group="texts", chunks={})
+    return ds, ds.phrase.values.tolist()
+
+
+def test_prepare__keeps_phrases_that_are_no_longer_named(tmp_path):
+    store, cube = open_store(tmp_path / "s", create=True), schema.TEXTS
+    prepare(store, cube, phrases(), FEATURE)
+    whole = [values(cube, 0, block, {"sample": n, "feature": WIDTH}) for block, n in enumerate((4, 2))]
+    for block, found in enumerate(whole):
+        write(store, cube, 0, block, found)
+    text = np.concatenate([found["text"] for found in whole])
+    fewer = prepare(store, cube, phrases(PHRASES[:1] + PHRASES[2:4]), FEATURE)
+    assert fewer.change == "leave out 3 phrases"
+    assert fewer.generation == 0
+    assert store.ledger("texts").named.tolist() == [True, False]
+    ds, names = known(store)
+    assert names == ["animals/cat", "animals/hen", "animals/cow"]
+    np.testing.assert_array_equal(ds.text[0], text[[0, 2, 3]])
+    assert ds.measured.values.tolist() == [True]
+    again = prepare(store, cube, phrases(), FEATURE)
+    assert again.change == "take in 3 phrases again"
+    np.testing.assert_array_equal(known(store)[0].text[0], text)
+    assert not prepare(store, cube, phrases(), FEATURE).change
+
+
+@pytest.mark.parametrize("chunks", [{}, None])
+def test_open_dataset__gives_phrases_in_the_studys_order_without_their_digests(tmp_path, chunks):
+    store, cube = open_store(tmp_path / "s", create=True), schema.TEXTS
+    ids = tuple(f"{name}@{i}" for i, name in enumerate(PHRASES[:4]))
+    prepare(store, cube, phrases(ids), FEATURE)
+    found = values(cube, 0, 0, {"sample": 4, "feature": WIDTH})
+    write(store, cube, 0, 0, found)
+    new = "animals/dog@other"  # another way of embedding the same phrase
+    layout = prepare(store, cube, phrases((ids[3], new, ids[0], ids[2])), FEATURE)
+    assert layout.change == "append 1 phrases; leave out 1 phrase"
+    ds = xr.open_dataset(store.url, engine="neurolens", group="texts", chunks=chunks)
+    assert ds.phrase.values.tolist() == ["animals/cow", "animals/dog", "animals/cat", "animals/hen"]
+    np.testing.assert_array_equal(
+        ds.text[0], np.stack([*found["text"][[3]], np.full(3, np.nan), *found["text"][[0, 2]]])
+    )
+    np.testing.assert_array_equal(ds.text.isel(phrase=[2, 0])[0], found["text"][[0, 3]])
+    np.testing.assert_array_equal(ds.text.chunk(phrase=3), ds.text)
+    np.testing.assert_array_equal(ds.text.sel(phrase="animals/hen").isel(epoch=0), found["text"][2])
+    assert ds.measured.values.tolist() == [False]
+    path = export_zarr(store.url, tmp_path / "plain.zarr", group="texts")
+    with xr.open_zarr(path) as plain:
+        assert plain.phrase.values.tolist() == ds.phrase.values.tolist()
+        np.testing.assert_array_equal(plain.text, ds.text)
+
+
+def test_prepare__refuses_labels_that_moved_and_coordinates_of_the_stores_own(tmp_path):
+    store = open_store(tmp_path / "s", create=True)
+    samples = phrases()
+    named = SampleCoords(samples.ids, samples.labels, samples.classes, {"sample_place": np.arange(6)})
+    with pytest.raises(SchemaError, match="cannot be named 'sample_place'"):
+        prepare(store, schema.TEXTS, named, FEATURE)
+    short = {"text": np.zeros((3, WIDTH), np.float32)}
+    prepare(store, schema.TEXTS, samples, FEATURE)
+    with pytest.raises(SchemaError, match="shape"):
+        write(store, schema.TEXTS, 0, 0, short)

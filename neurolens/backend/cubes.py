@@ -24,7 +24,7 @@ from neurolens.store.arrays import dims_of
 from neurolens.store.axes import NAMED
 from neurolens.store.chunk_files import chunk_files
 from neurolens.store.chunks import read_whole
-from neurolens.store.ledger import ABSENT, DONE, current_readings
+from neurolens.store.ledger import ABSENT, DONE, PLACE, current_readings, named_blocks
 
 CHUNK_BYTES = 32 << 20  # of a dask chunk, at least
 CHUNK_ROWS = 100  # or this many rows, if that is more, up to twice the bytes
@@ -41,6 +41,7 @@ class Cube:
     parts: tuple[str, ...]
     tried: NDArray[np.bool_]  # (slot, block, part): done or failed, under whatever settings, and named by the study
     done: NDArray[np.bool_]  # (slot, block, part): done, and under the settings that the group has now
+    named: NDArray[np.bool_]  # (block,): holds samples that the study names
     slots: NDArray[np.int64]  # (row,): those with anything tried, in order of the series
 
     def rows(self, entries: NDArray[np.bool_], part: str) -> NDArray[np.bool_]:
@@ -70,9 +71,13 @@ def read_cube(group: zarr.Group) -> Cube:
     done = (held["ledger/state"] == DONE) & (held["ledger/reading"] == current_readings(found, parts))
     # at a position that the study no longer names, only what is done shows: nothing will mend the rest
     tried = np.where(held["ledger/named"][:, None, None], held["ledger/state"] != ABSENT, done)
+    named = np.ones(done.shape[1], bool)
+    if PLACE in held:
+        named = named_blocks(held[PLACE], held["sample_block"], len(named))
+        tried &= named[None, :, None]
     rows = np.flatnonzero(tried.any(axis=(1, 2)))
     slots = rows[np.argsort(held[series][rows], kind="stable")]
-    return Cube(name, series, arrays, held, parts, tried, done, slots)
+    return Cube(name, series, arrays, held, parts, tried, done, named, slots)
 
 
 def settings(cube: zarr.Group) -> dict[str, Any]:
@@ -138,7 +143,7 @@ def open_cube(cube: zarr.Group, origin: Mapping[str, str], drop: Iterable[str] =
     # set afterwards: given as coords=, they would become plain Variables
     ds = xr.Dataset(kept | variables, attrs=attrs).set_coords(list(kept))
     for dim in schema.CUBES[read.name].growing:
-        ds = _named(ds, dim)
+        ds = _placed(ds, schema.CUBES[read.name].sample) if dim == "sample" else _named(ds, dim)
     by_layer = "layer" in kept and ds["layer"].dims == ("unit",)
     return ds.set_xindex("layer", LayerIndex, units=ds.indexes.get("unit")) if by_layer else ds
 
@@ -152,10 +157,26 @@ def _named(ds: xr.Dataset, dim: str) -> xr.Dataset:
     ds = ds.drop_vars(flag)
     if not wanted.all():
         ds = ds.isel({dim: np.flatnonzero(wanted)})
+    return _without_digests(ds, dim)
+
+
+def _placed(ds: xr.Dataset, dim: str) -> xr.Dataset:
+    """Put samples that the cube keeps in the study's order, without those that it no longer names."""
+    if PLACE not in ds.coords:
+        return ds
+    place = ds[PLACE].to_numpy()
+    ds, named = ds.drop_vars(PLACE), np.flatnonzero(place >= 0)
+    order = named[np.argsort(place[named], kind="stable")]
+    if not np.array_equal(order, np.arange(len(place))):
+        ds = ds.isel({dim: order})
+    return _without_digests(ds, dim)
+
+
+def _without_digests(ds: xr.Dataset, dim: str) -> xr.Dataset:
     ids = ds[dim].to_numpy()
     if ids.dtype.kind != "T":
         return ds
-    names = np.array([name.rpartition("@")[0] for name in ids.tolist()], dtype=np.dtypes.StringDType())
+    names = np.array([name.rpartition("@")[0] or name for name in ids.tolist()], dtype=np.dtypes.StringDType())
     return ds.assign_coords({dim: (dim, names, ds[dim].attrs)})
 
 
@@ -200,7 +221,7 @@ def _coords(read: Cube) -> dict[str, xr.Variable]:
         elif len(dims) == 1:
             coords[cube.opened(key)] = EagerVariable(cube.opened(dims[0]), values)
     if not any(variable.summed for variable in cube.variables):
-        first = read.rows(read.done, cube.parts[0].name).all(axis=1)
+        first = read.rows(read.done, cube.parts[0].name)[:, read.named].all(axis=1)
         coords["measured"] = EagerVariable(read.series, first, {"long_name": f"whether {cube.parts[0].name} is done"})
     return coords
 

@@ -151,10 +151,11 @@ def show(
                 meaning = f"{variable.description}, {variable.units}" if variable.units != "1" else variable.description
                 table.add_row(variable.name, part.name, str(done), _bytes(size), escape(meaning))
         console.print(table)
-        failed = dict.fromkeys((e.position, e.error) for e in ledger.rows() if e.state == "failed")
+        rows = [entry for entry in ledger.rows() if ledger.named[entry.block]]
+        failed = dict.fromkeys((e.position, e.error) for e in rows if e.state == "failed")
         for position, error in failed:
             console.print(f"[red]failed[/] {ledger.series} {position}: {escape(error)}")
-        other = {entry.position for entry in ledger.rows() if entry.state == "done" and not entry.current}
+        other = {entry.position for entry in rows if entry.state == "done" and not entry.current}
         if other:
             where = f"{ledger.series} {spans(other)}"
             say(f"measured under other settings, and so not shown: {where}; run the study again, if it names them")
@@ -175,8 +176,8 @@ def show(
 
 
 def _done(ledger: Any, part: str) -> int:
-    done = (entry for entry in ledger.rows() if entry.part == part and entry.state == "done" and entry.current)
-    return len({entry.position for entry in done})
+    rows = (entry for entry in ledger.rows() if entry.part == part and ledger.named[entry.block])
+    return len({entry.position for entry in rows if entry.state == "done" and entry.current})
 
 
 def _itemsize(dtype: str) -> int:
@@ -196,11 +197,12 @@ def _bytes(size: float) -> str:
 def _provenance(ledger: Any) -> list[str]:
     """Return each distinct way in which rows were measured, less what differs by checkpoint and what they hold."""
     from neurolens.rows.holding import HELD
+    from neurolens.rows.leaving_out import UNNAMED
 
     texts = set()
     for entry in ledger.rows():
         fields = json.loads(entry.provenance) if entry.provenance else {}
-        kept = {name: value for name, value in fields.items() if name not in ("checkpoint", "digest", HELD)}
+        kept = {name: value for name, value in fields.items() if name not in ("checkpoint", "digest", HELD, UNNAMED)}
         if kept:
             texts.add(json.dumps(kept, sort_keys=True))
     return sorted(texts)

@@ -11,6 +11,7 @@ import numpy as np
 
 from neurolens import schema
 from neurolens.rows.holding import HELD
+from neurolens.rows.leaving_out import UNNAMED
 from neurolens.store import Ledger, LedgerRow
 
 CELLS = 400
@@ -68,9 +69,9 @@ class LedgerTable:
 def ledger_table(ledger: Ledger) -> LedgerTable:
     """Lay out a ledger that exists."""
     cube = schema.CUBES[ledger.cube]
-    rows = list(ledger.rows())
+    rows = [row for row in ledger.rows() if ledger.named[row.block]]
     positions = sorted({row.position for row in rows})
-    blocks = len(ledger.fingerprints)
+    blocks = int(ledger.named.sum())
     states: dict[tuple[int, str], list[LedgerRow]] = {}
     for row in rows:
         states.setdefault((row.position, row.part), []).append(row)
@@ -142,7 +143,9 @@ def _ways(rows: list[LedgerRow]) -> tuple[str, ...]:
     """Name every way in which rows were measured, less what differs by checkpoint, and what they hold."""
     ways = set()
     for row in rows:
-        known = {name: value for name, value in _known(row).items() if name not in ("checkpoint", "digest", HELD)}
+        known = {
+            name: value for name, value in _known(row).items() if name not in ("checkpoint", "digest", HELD, UNNAMED)
+        }
         versions = known.pop("versions", {})
         words = [f"{name} {value}" for name, value in {**versions, **known}.items()]
         if words:

@@ -1,10 +1,11 @@
 """What a study wants of a cube, against what its store holds: the plan of rows."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from neurolens import schema
 from neurolens.errors import StudyError
 from neurolens.rows.holding import held_sets, holds_sets, sets_key
 from neurolens.rows.keys import key
+from neurolens.rows.leaving_out import lacking, lacking_key, unnamed, wanted_key
 from neurolens.rows.materials import MEASURES, Materials
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Row:
     under it, ``why`` the reason of a failure or staleness. ``asked`` are the units that the row is asked of, where not
     all. ``sets`` are the sets of units that a part will hold (id → digest), where its numbers are of such, and
     ``bases`` its key but for them. ``phrases`` is a digest of the embedded phrases that pairs are told in.
+    ``unnamed`` are the places in the block of what the study does not name: they are not measured.
     """
 
     position: int
@@ -47,6 +50,7 @@ class Row:
     sets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     bases: Mapping[str, str] = field(default_factory=dict)
     phrases: str = ""
+    unnamed: tuple[int, ...] = ()
 
     @property
     def id(self) -> tuple[int, int]:
@@ -103,6 +107,8 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
     choosing = getattr(import_module(MEASURES[materials.cube]), "CHOOSING", ())
     chosen = set(chosen_samples(materials)) if set(choosing) & set(parts) else set()
     kept_of = [sorted(chosen.intersection(ids.tolist())) for ids in proposed.blocks] if chosen else []
+    keeping = "sample" in schema.CUBES[materials.cube].growing
+    left_out = unnamed(proposed.blocks, materials.samples.ids) if keeping else [()] * len(fingerprints)
     holding = [part for part in parts if holds_sets(materials.cube, part)]
     ids = store.axis(materials.cube, "map").tolist() if holding and store is not None and ledger is not None else []
     rows, without = [], materials.without_samples
@@ -112,6 +118,8 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
         wanted = {} if materials.sets is None else materials.sets.digests(position)
         phrases = "" if materials.phrases is None else materials.phrases.digests[position]
         for block, fingerprint in enumerate(fingerprints):
+            if keeping and len(left_out[block]) == len(proposed.blocks[block]):
+                continue
             keys = {
                 part: key(
                     {
@@ -126,16 +134,22 @@ def plan(materials: Materials, store: "Store | None") -> Plan:
                 )
                 for part, config in parts.items()
             }
-            bases = {part: keys[part] for part in holding}
-            sets, added = {}, []
+            bases, lacks = {part: keys[part] for part in holding}, dict[str, str]()
+            for part in keys if keeping else ():
+                entry = None if ledger is None else ledger.entry(position, block, part)
+                base, keys[part] = keys[part], wanted_key(entry, keys[part], left_out[block])
+                if entry is not None and entry.key == lacking_key(base, lacking(entry)):
+                    lacks[part] = f"{schema.CUBES[materials.cube].sample}s were named again"
+            sets = {}
             for part in holding:
                 entry = None if ledger is None else ledger.entry(position, block, part)
                 held = {} if entry is None else held_sets(entry, bases[part], ids)
                 sets[part] = {**held, **wanted}  # of what is not wanted now, a row keeps what it has
                 keys[part] = sets_key(bases[part], sets[part])
-                added += [part] if held else []
-            row = _row(checkpoint, position, block, keys, ledger, asked, added)
+                lacks |= {part: "sets of units were added"} if held else {}
+            row = _row(checkpoint, position, block, keys, ledger, asked, lacks)
             row = replace(row, sets=sets, bases=bases) if holding else row
+            row = replace(row, unnamed=left_out[block]) if left_out[block] else row
             rows.append(replace(row, phrases=phrases) if phrases else row)
     named = {row.position for row in rows}
     kept = () if ledger is None else tuple(sorted(ledger.done_positions - named))
@@ -226,11 +240,14 @@ def prepare(materials: Materials, store: "Store") -> tuple["SampleSet", ...]:
 
 
 def _in_order(samples: "SampleSet", ids: np.ndarray) -> "SampleSet":
-    """Return the samples with these ids, in this order: the set itself where it is that already."""
+    """Return the samples with these ids, in this order: the set itself where it is that already.
+
+    Of a cube that keeps what the study no longer names, those that there are.
+    """
     if samples.ids.tolist() == ids.tolist():
         return samples
     at = {name: index for index, name in enumerate(samples.ids.tolist())}
-    return samples.subset(np.array([at[name] for name in ids.tolist()], dtype=np.int64))
+    return samples.subset(np.array([at[name] for name in ids.tolist() if name in at], dtype=np.int64))
 
 
 def _row(
@@ -240,11 +257,11 @@ def _row(
     keys: Mapping[str, str],
     ledger: "Ledger | None",
     asked: tuple[int, ...],
-    added: Sequence[str] = (),
+    lacks: Mapping[str, str] = MappingProxyType({}),
 ) -> Row:
     """Class one row by its parts: failed before stale before missing before done.
 
-    Of parts that are ``added`` to, what is there is kept.
+    ``lacks`` says of parts that are as they should be, as far as they go, what they lack.
     """
     missing, states, why = [], set(), []
     for part, wanted in keys.items():
@@ -256,7 +273,7 @@ def _row(
             states.add("missing")
         elif entry.state == "done":
             states.add("stale")
-            why.append(_stale(entry, checkpoint, part in added))
+            why.append(_stale(entry, checkpoint, lacks.get(part, "")))
         else:
             states.add("failed")
             why.append(entry.error)
@@ -279,10 +296,10 @@ def _row(
     )
 
 
-def _stale(entry: "LedgerRow", checkpoint: "Checkpoint", added: bool) -> str:
+def _stale(entry: "LedgerRow", checkpoint: "Checkpoint", lacks: str) -> str:
     """Say what has changed since a part was measured: the checkpoint's bytes, or what else is in its key."""
-    if added:
-        return "sets of units were added"
+    if lacks:
+        return lacks
     measured = json.loads(entry.provenance or "{}")
     if "imported_from" in measured:
         return f"adopted from {measured['imported_from']}"

@@ -12,6 +12,7 @@ import numpy as np
 from neurolens import __version__, schema
 from neurolens.errors import ModelMismatchError, NeurolensError, StoreError
 from neurolens.rows.completing import Completing
+from neurolens.rows.leaving_out import UNNAMED, filled_up
 from neurolens.rows.materials import MEASURES, Materials, threads
 from neurolens.rows.planning import Row, prepare
 from neurolens.rows.reference import referred
@@ -140,7 +141,7 @@ class _Bench:
             completing = Completing(materials, row, missing, entries, self.store)
             keeping = completing.keeping
             measured = measure_row(materials, row, missing, self.blocks[row.block], **completing.given)
-            values = completing.whole(measured)
+            values = filled_up(cube, completing.whole(measured), row.unnamed)
         except (NeurolensError, OSError) as error:
             seconds, why = time.perf_counter() - began, str(error)
             if may_pass(error) and not self.record_io_errors:
@@ -239,6 +240,7 @@ def provenance(materials: Materials, row: Row) -> dict[str, Any]:
         **({"cotangents": cotangents} if (cotangents := getattr(materials.table, "cotangents", None)) else {}),
         **({"reference": str(materials.reference.path)} if materials.reference is not None else {}),
         "threads": torch.get_num_threads(),
+        **({UNNAMED: list(row.unnamed)} if row.unnamed else {}),
         **({"left_out": list(left_out)} if (left_out := materials.left_out.get(row.path)) else {}),
         "versions": {"neurolens": __version__, "torch": torch.__version__, "numpy": np.__version__},
     }

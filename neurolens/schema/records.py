@@ -62,7 +62,8 @@ class Cube:
     """A group of the store: its dims, and its variables by part.
 
     ``adopted`` is the command that brings in a cube that is not measured here. ``growing`` are dims that are added to:
-    what a study no longer names stays in the store, and rows hold some of it. ``sample`` is what an opened cube calls
+    what a study no longer names stays in the store, and rows hold some of it; samples of such a cube are opened in the
+    study's order, and what follows an @ in an id is not part of its name. ``sample`` is what an opened cube calls
     the dim ``sample``, where what is shown to the network are no samples of [data].
     """
 

@@ -67,6 +67,16 @@ def holds(group: zarr.Group, name: str, values: np.ndarray) -> bool:
     return np.array_equal(np.asarray(array[:]), values, equal_nan=values.dtype.kind == "f")
 
 
+def overlaid(size: int, held: np.ndarray | None, known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return a coordinate: what is stored of it, blank where nothing is, and ``values`` where they are ``known``."""
+    blank: Any = {"T": "", "b": False, "f": np.nan}.get(values.dtype.kind, -1)
+    out = np.full(size, blank, dtype=values.dtype)
+    if held is not None:
+        out[: len(held)] = held.astype(values.dtype)
+    out[known] = values
+    return out
+
+
 def storable(values: np.ndarray) -> np.ndarray:
     """Return values as they are stored: strings in variable length."""
     values = np.asarray(values)

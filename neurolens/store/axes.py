@@ -14,7 +14,7 @@ import zarr
 
 from neurolens import schema
 from neurolens.errors import SchemaError, nearest
-from neurolens.store.arrays import dims_of, grow, holds, put, storable
+from neurolens.store.arrays import dims_of, grow, holds, overlaid, put, storable
 from neurolens.store.ledger import ABSENT, array_in, arrays_in, group_in, strings
 from neurolens.store.records import Axis, Wanted, blocked, main_dims
 from neurolens.store.shapes import MAX_CHUNK
@@ -90,14 +90,8 @@ def _grown(group: zarr.Group | None, dim: str, axis: Axis) -> Axis:
     known = np.array([at.get(name, -1) for name in every], dtype=np.int64)
     coords: dict[str, np.ndarray] = {}
     for name, given in axis.coords.items():
-        values = storable(given)
-        blank: Any = {"T": "", "b": False, "f": np.nan}.get(values.dtype.kind, -1)
-        column = np.full(len(every), blank, dtype=values.dtype)
-        if group is not None and name in group:
-            held = np.asarray(array_in(group, name)[:])
-            column[: len(held)] = held.astype(values.dtype)
-        column[known >= 0] = values[known[known >= 0]]
-        coords[name] = column
+        held = np.asarray(array_in(group, name)[:]) if group is not None and name in group else None
+        coords[name] = overlaid(len(every), held, known >= 0, storable(given)[known[known >= 0]])
     return Axis(np.array(every, dtype=storable(ids).dtype), {**coords, f"{dim}_{NAMED}": known >= 0})
 
 

@@ -188,7 +188,7 @@ def _checked(row: Row, variable: schema.Variable, place: _Place) -> np.ndarray |
     name, array, values = variable.name, place.arrays[variable.name], np.asarray(row.values[variable.name])
     dims = dims_of(array)[1:]
     need = [_length(array, axis, dim, place) for axis, dim in enumerate(dims, 1)]
-    values = _lengthened(values, dims, need, row.cube.growing, variable.fill_value)
+    values = _lengthened(values, dims, need, [d for d in row.cube.growing if d != "sample"], variable.fill_value)
     if values.shape != tuple(need):
         shape = ", ".join(f"{dim} {n}" for dim, n in zip(dims, need, strict=True))
         block = "" if place.extent is None else f"; block {place.block} has {need[dims.index('sample')]} samples"

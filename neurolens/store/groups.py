@@ -16,7 +16,7 @@ from numpy.dtypes import StringDType
 from neurolens import schema
 from neurolens.errors import SchemaError
 from neurolens.fingerprints import sample_fingerprint
-from neurolens.store import axes
+from neurolens.store import axes, naming
 from neurolens.store.arrays import add_array, grow, holds, put, storable
 from neurolens.store.encodings import stored_dtype
 from neurolens.store.ledger import array_in, arrays_in, group_in, settings_of, strings
@@ -234,6 +234,8 @@ def stored_order(group: zarr.Group, wanted: Wanted) -> dict[str, np.ndarray]:
     """Return the wanted coordinates of the samples in the order of the stored ones."""
     if wanted.samples is None:
         return {}
+    if naming.keeps(wanted.cube):
+        return naming.kept_order(group, wanted.samples)
     ids = strings(group, "sample").tolist()
     position = {name: i for i, name in enumerate(np.asarray(wanted.samples.ids, str).tolist())}
     order = [position[name] for name in ids]

@@ -9,7 +9,7 @@ import zarr
 
 from neurolens import schema
 from neurolens.errors import SchemaError, StoreError, nearest
-from neurolens.store import axes
+from neurolens.store import axes, naming
 from neurolens.store.arrays import holds
 from neurolens.store.encodings import stored_dtype
 from neurolens.store.groups import (
@@ -23,11 +23,14 @@ from neurolens.store.groups import (
     named,
     stored_order,
 )
-from neurolens.store.ledger import SERIES_DIMS, array_in, group_in, settings_of, strings
+from neurolens.store.ledger import PLACE, SERIES_DIMS, array_in, group_in, settings_of, strings
 from neurolens.store.records import Axis, Layout, SampleCoords, Wanted, blocked, main_dims
 
 RESERVED = frozenset(
-    {*SERIES_DIMS, "slot", "sample", "label", "sample_block", "class", "exposed", "measured", "ledger", "tiles"}
+    {
+        *(*SERIES_DIMS, "slot", "sample", "label", "sample_block", PLACE, "class", "exposed", "measured"),
+        *("ledger", "tiles"),
+    }
 )
 
 
@@ -191,13 +194,13 @@ def _compare(root: zarr.Group, wanted: Wanted) -> _Change:
         return _Change("; ".join(_differences(group, wanted, False)))
     known = set(strings(group, "sample").tolist())
     added = tuple(i for i, name in enumerate(np.asarray(wanted.samples.ids, str).tolist()) if name not in known)
-    texts = [f"append {len(added)} samples"] if added else []
+    texts = [f"append {len(added)} {wanted.cube.sample}s"] if added else []
     return _Change("; ".join(texts + _differences(group, wanted, bool(added))), added=added)
 
 
 def _extent(wanted: Wanted) -> str:
     """Say how large a cube is to be, but for its series."""
-    sizes = [] if wanted.samples is None else [f"{len(wanted.samples)} samples"]
+    sizes = [] if wanted.samples is None else [f"{len(wanted.samples)} {wanted.cube.sample}s"]
     sizes += [f"{len(axis)} {axes.plural(dim)}" for dim, axis in wanted.axes.items() if dim in main_dims(wanted.cube)]
     return " × ".join(sizes)
 
@@ -205,7 +208,7 @@ def _extent(wanted: Wanted) -> str:
 def _reasons_to_renew(group: zarr.Group, wanted: Wanted) -> list[str]:
     reasons = axes.reasons_to_renew(group, wanted)
     if wanted.samples is not None:
-        reasons += _changed_samples(group, wanted.samples)
+        reasons += _changed_samples(group, wanted.samples, keeping=naming.keeps(wanted.cube))
     for variable in wanted.measured:
         array = group.get(variable.name)
         encoding = wanted.encodings.get(variable.name)
@@ -220,14 +223,14 @@ def _reasons_to_renew(group: zarr.Group, wanted: Wanted) -> list[str]:
     return reasons
 
 
-def _changed_samples(group: zarr.Group, samples: SampleCoords) -> list[str]:
+def _changed_samples(group: zarr.Group, samples: SampleCoords, *, keeping: bool) -> list[str]:
     reasons = []
     classes = tuple(strings(group, "class").tolist())
     if classes != tuple(samples.classes):
         reasons.append(f"classes were {len(classes)} and are {len(samples.classes)}, or are named otherwise")
     ids = strings(group, "sample").tolist()
     label_of = dict(zip(np.asarray(samples.ids, str).tolist(), np.asarray(samples.labels).tolist(), strict=True))
-    gone = sum(name not in label_of for name in ids)
+    gone = 0 if keeping else sum(name not in label_of for name in ids)
     if gone:
         reasons.append(f"{gone} of {len(ids)} samples were removed or altered")
     labels = np.asarray(array_in(group, "label")[:]).tolist()
@@ -251,8 +254,11 @@ def _differences(group: zarr.Group, wanted: Wanted, grown: bool) -> list[str]:
     if not blocked(wanted.cube) and strings(group_in(group, "ledger"), "fingerprint").tolist() != [wanted.fingerprint]:
         out.append("measure other samples")
     out += axes.differences(group, wanted)
+    if wanted.samples is not None and naming.keeps(wanted.cube):
+        out += naming.changes(group, wanted.samples, wanted.cube.sample)
     if not grown:
-        changed = [name for name, values in stored_order(group, wanted).items() if not holds(group, name, values)]
+        order = stored_order(group, wanted)
+        changed = [name for name in order if name != PLACE and not holds(group, name, order[name])]
         if changed:
             out.append("update coordinates " + ", ".join(changed))
     before, now = np.asarray(array_in(group_in(group, "ledger"), "named")[:]), named(group, wanted)

@@ -16,6 +16,9 @@ ABSENT, DONE, FAILED = 0, 1, 2
 STATES = ("absent", "done", "failed")
 SERIES_DIMS = ("epoch", "step")
 
+PLACE = "sample_place"
+"""The coordinate that says at which place the study names a sample, −1 where it does not; where samples are kept."""
+
 
 @dataclass(frozen=True)
 class LedgerRow:
@@ -57,6 +60,8 @@ class Ledger:
         Empty where there is none; provenance is JSON.
     settings : mapping
         What the group's attributes say: measurement settings, model, data, generation.
+    named : (block,) bool
+        Which blocks hold samples that the study names: all, but in a cube that keeps what it no longer names.
     """
 
     cube: str
@@ -76,6 +81,7 @@ class Ledger:
     error: np.ndarray
     provenance: np.ndarray
     settings: Mapping[str, Any]
+    named: np.ndarray
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -150,6 +156,10 @@ def read_ledger(root: zarr.Group, cube: str, snapshot: str) -> Ledger:
     found = dict(zip(names, read, strict=True))
     forgotten = (found["state"] == FAILED) & ~found["named"][:, None, None]
     unknown = np.full(used, -1, "int64")
+    named = np.ones(len(found["fingerprint"]), bool)
+    if PLACE in group:
+        place, of = (np.asarray(array_in(group, name)[:]) for name in (PLACE, "sample_block"))
+        named = named_blocks(place, of, len(named))
     return Ledger(
         cube=cube,
         snapshot=snapshot,
@@ -168,6 +178,7 @@ def read_ledger(root: zarr.Group, cube: str, snapshot: str) -> Ledger:
         error=found["error"],
         provenance=found["provenance"],
         settings=settings,
+        named=named,
     )
 
 
@@ -192,6 +203,7 @@ def _empty(cube: str, snapshot: str) -> Ledger:
         error=text,
         provenance=text,
         settings={},
+        named=np.zeros(0, bool),
     )
 
 
@@ -218,6 +230,13 @@ def current_readings(settings: Mapping[str, Any], parts: Sequence[str]) -> np.nd
     """Return the readings of these parts under a group's settings, (part,) uint64; 0 for a part it has none of."""
     known = readings(settings)
     return np.array([known.get(part, 0) for part in parts], "uint64")
+
+
+def named_blocks(place: np.ndarray, block: np.ndarray, blocks: int) -> np.ndarray:
+    """Return which blocks hold anything that the study names, (block,) bool: its samples' places, and blocks."""
+    out = np.zeros(blocks, bool)
+    out[block[place >= 0]] = True
+    return out
 
 
 def group_in(group: zarr.Group, name: str) -> zarr.Group:
