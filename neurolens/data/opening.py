@@ -112,6 +112,17 @@ def study_samples(study: Study) -> SampleSet:
     return samples
 
 
+def class_names(table: Data) -> tuple[str, ...]:
+    """Return the names of the classes of the study's [data], by their labels; no image is decoded.
+
+    Raises
+    ------
+    DataError
+        If the data is absent or malformed.
+    """
+    return tuple(map(str, SOURCES[table.source](table).classes))
+
+
 def validation_table(data: Data, validation: Validation) -> Data:
     """Return [data] with the differences that [train.validation] names; validation labels are never flipped."""
     changes = {"split": validation.split, "select": validation.select, "label_noise": None}

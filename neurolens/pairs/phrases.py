@@ -52,7 +52,9 @@ def read_phrases(path: str | Path, *, duplicates: Duplicates = "refuse") -> list
         If there is no such file, it is no text, has no phrase, or has one twice.
     """
     file = Path(path)
-    return _distinct(_lines(file, "phrases"), duplicates, str(file))
+    lines = _lines(file, "phrases")
+    mend = "pass duplicates='drop' for the first of each, or 'keep' where they are names of classes"
+    return distinct([phrase for _, phrase in lines], duplicates, str(file), mend=mend, lines=[at for at, _ in lines])
 
 
 def read_templates(path: str | Path) -> list[str]:
@@ -64,7 +66,7 @@ def read_templates(path: str | Path) -> list[str]:
         If there is no such file, it has no template, or a line has not exactly one ``{}``.
     """
     file = Path(path)
-    return _checked_templates([line for _, line in _lines(file, "templates")], str(file))
+    return checked_templates([line for _, line in _lines(file, "templates")], str(file))
 
 
 def imagenet_classes() -> list[str]:
@@ -139,7 +141,7 @@ def embed_phrases(
         raise DataError("the list of phrases is empty; name at least one")
     if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
         raise SchemaError(f"found batch={batch!r}, and a whole number of texts of at least 1 was needed")
-    forms = ["{}"] if templates is None else _checked_templates(list(templates), "the list of templates")
+    forms = ["{}"] if templates is None else checked_templates(list(templates), "the list of templates")
     texts = (form.replace("{}", name) for name in names for form in forms)
     total: Array | None = None
     done = 0
@@ -166,12 +168,12 @@ def read_embeddings(
     features: int | None = None,
     transposed: bool = False,
 ) -> xr.DataArray:
-    """Read embeddings of phrases from a ``.pt`` file of the reference: one tensor, a row per phrase.
+    """Read embeddings of phrases from a ``.pt`` file of the reference, one tensor with a row per phrase, or ``.npy``.
 
     Parameters
     ----------
     path
-        Of ``torch.save``. Nothing in it is executed.
+        Of ``torch.save`` or ``numpy.save``, by its ending. Nothing in it is executed.
     phrases
         Names of the rows.
     features
@@ -192,10 +194,24 @@ def read_embeddings(
     NonFiniteError
         If a number is NaN or infinite.
     """
-    import torch
-
     file = Path(path)
     _require_file(file, "embeddings")
+    held = _array_of(file) if file.suffix == ".npy" else _tensor_of(file)
+    values = held.T if transposed else held
+    needed = (len(phrases) if phrases is not None else len(values), features or values.shape[1])
+    if values.shape != needed:
+        turned = f"; it is transposed: transposed={not transposed}" if values.shape[::-1] == needed else ""
+        raise DataError(
+            f"{file} holds {values.shape[0]} phrases of {values.shape[1]} features, and {needed[0]} of {needed[1]} "
+            f"were needed{turned or '; give the phrases that it was made of, and the network that it is of'}"
+        )
+    _require_finite(values, phrases)
+    return _phrased(np.ascontiguousarray(values), phrases)
+
+
+def _tensor_of(file: Path) -> Array:
+    import torch
+
     try:
         held = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -206,17 +222,24 @@ def read_embeddings(
     if not isinstance(held, torch.Tensor) or held.ndim != 2 or not held.is_floating_point() or not held.numel():
         found = f"{held.dtype} {tuple(held.shape)}" if isinstance(held, torch.Tensor) else type(held).__name__
         raise DataError(f"{file} holds {found}, and floating-point numbers (phrase, feature) were needed")
-    values = held.detach().to(torch.float64 if held.dtype == torch.float64 else torch.float32).numpy()
-    values = values.T if transposed else values
-    needed = (len(phrases) if phrases is not None else len(values), features or values.shape[1])
-    if values.shape != needed:
-        turned = f"; it is transposed: transposed={not transposed}" if values.shape[::-1] == needed else ""
+    values: Array = held.detach().to(torch.float64 if held.dtype == torch.float64 else torch.float32).numpy()
+    return values
+
+
+def _array_of(file: Path) -> Array:
+    try:
+        held = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
         raise DataError(
-            f"{file} holds {values.shape[0]} phrases of {values.shape[1]} features, and {needed[0]} of {needed[1]} "
-            f"were needed{turned or '; give the phrases that it was made of, and the network that it is of'}"
+            f"{file} cannot be read as an array ({str(error).partition(chr(10))[0][:120]}); it is damaged, or needs "
+            "code to be executed: write it again with numpy.save"
+        ) from error
+    if held.ndim != 2 or held.dtype.kind != "f" or not held.size:
+        raise DataError(
+            f"{file} holds {held.dtype} {held.shape}, and floating-point numbers (phrase, feature) were needed"
         )
-    _require_finite(values, phrases)
-    return _phrased(np.ascontiguousarray(values), phrases)
+    values: Array = held.astype(np.float64 if held.dtype == np.float64 else np.float32)
+    return values
 
 
 def write_embeddings(embeddings: Any, path: str | Path) -> Path:
@@ -270,24 +293,37 @@ def _require_file(file: Path, what: str) -> None:
         raise DataError(f"there is no file {file}; {hint}")
 
 
-def _distinct(lines: list[tuple[int, str]], duplicates: Duplicates, where: str) -> list[str]:
+def distinct(
+    phrases: Sequence[str], duplicates: Duplicates, where: str, *, mend: str, lines: Sequence[int] | None = None
+) -> list[str]:
+    """Return phrases without those that come again, or with them, or refuse these: DataError names the first.
+
+    Parameters
+    ----------
+    where, mend
+        What has the phrases, and what to do, for the message.
+    lines
+        Number of the line of each; by default its place, from 1.
+    """
     if duplicates not in DUPLICATES:
         raise DataError(f"there is no duplicates={duplicates!r}; {nearest(str(duplicates), DUPLICATES)}")
     if duplicates == "keep":
-        return [phrase for _, phrase in lines]
+        return list(phrases)
     first: dict[str, int] = {}
-    again = [(phrase, first[phrase], number) for number, phrase in lines if first.setdefault(phrase, number) != number]
+    numbered = list(zip(lines or range(1, len(phrases) + 1), phrases, strict=True))
+    again = [(phrase, first[phrase], at) for at, phrase in numbered if first.setdefault(phrase, at) != at]
     if again and duplicates == "refuse":
         phrase, one, other = again[0]
         more = f", and {len(again) - 1} more like it" if len(again) > 1 else ""
+        what = "places" if lines is None else "lines"
         raise DataError(
-            f"{where} has {phrase!r} in lines {one} and {other}{more}; each phrase once was needed: pass "
-            "duplicates='drop' for the first of each, or 'keep' where they are names of classes"
+            f"{where} has {phrase!r} in {what} {one} and {other}{more}; each phrase once was needed: {mend}"
         )
     return list(first)
 
 
-def _checked_templates(templates: list[str], where: str) -> list[str]:
+def checked_templates(templates: list[str], where: str) -> list[str]:
+    """Return templates, each with exactly one ``{}``; DataError names the first that has not."""
     if not templates:
         raise DataError(f"{where} is empty; give templates with {{}} where the phrase goes, or none for bare phrases")
     for template in templates:

@@ -60,8 +60,8 @@ def asked_phrases(texts: "Materials", pools: "Materials | None") -> AskedPhrases
     StoreError
         If the store cannot be read.
     StudyError
-        If codes have more atoms than there are phrases or dims, embeddings are of another width than the pool's, the
-        network has no module of pools.module, or the pools were totalled over too few images.
+        If codes have more atoms than there are phrases or dims, the network has no pool at pools.module, or pools were
+        totalled over too few images.
     SchemaError
         If the network has no attention pool.
     """
@@ -73,9 +73,7 @@ def asked_phrases(texts: "Materials", pools: "Materials | None") -> AskedPhrases
     assert study.pools is not None
     with (pools or texts).network() as network:
         pool = network_pool(network, study.pools.module)
-    prefix = f"{table.words}/"
-    _require_width(texts, pool)
-    names = tuple(name for name in texts.samples.ids.tolist() if name.startswith(prefix))
+    names = tuple(texts.samples.ids[texts.samples.coords["set"] == table.words].tolist())
     require_atoms(table, phrases=len(names), features=pool.features)
     pairs, waiting = _all_pairs(study, pool) if pools is None else _chosen_pairs(pools)
     store = open_for_reading(study)
@@ -112,7 +110,7 @@ def asked_phrases(texts: "Materials", pools: "Materials | None") -> AskedPhrases
     missing = len(series.checkpoints) - len(current)
     some = "1 checkpoint waits for its texts" if missing == 1 else f"{missing} checkpoints wait for their texts"
     notes = (f"{some}: run texts first" if missing else "", waiting)
-    phrases = tuple(name.removeprefix(prefix) for name in names)
+    phrases = tuple(name.removeprefix(f"{table.words}/").rpartition("@")[0] for name in names)
     return AskedPhrases(pairs, phrases, digests, read, "; ".join(filter(None, notes)))
 
 
@@ -161,15 +159,6 @@ def _chosen_pairs(pools: "Materials") -> tuple["SampleSet", str]:
     return pair_set(unit, head, name=name), ""
 
 
-def _require_width(texts: "Materials", pool: "Pool") -> None:
-    axis = texts.axes.get("feature")
-    if axis is not None and len(axis) != pool.features:
-        raise StudyError(
-            f"texts are embedded in {len(axis)} dimensions, and the pool writes {pool.features}; embed them by the "
-            "text tower of the same network, or name the pool in pools.module"
-        )
-
-
 def _opened(study: Study, cube: str, snapshot: str) -> "xr.Dataset":
     import xarray as xr
 
@@ -182,12 +171,18 @@ def _opened(study: Study, cube: str, snapshot: str) -> "xr.Dataset":
 
 def _shown(study: Study, snapshot: str, names: Sequence[str]) -> bool:
     """Whether an opened store has all of these phrases: it leaves out those that the study did not name last."""
-    return set(names) <= set(_opened(study, "texts", snapshot)["phrase"].to_numpy().tolist())
+    return set(names) <= _places(_opened(study, "texts", snapshot)).keys()
+
+
+def _places(texts: "xr.Dataset") -> dict[str, int]:
+    """Return where the phrases of an opened store are, by their ids."""
+    both = zip(texts["phrase"].to_numpy().tolist(), texts["digest"].to_numpy().tolist(), strict=True)
+    return {f"{name}@{digest}": at for at, (name, digest) in enumerate(both)}
 
 
 def _embeddings(texts: "xr.Dataset", position: int, names: Sequence[str]) -> Array:
     """Return the embeddings (phrase, feature) of some phrases, float32."""
-    place = {name: at for at, name in enumerate(texts["phrase"].to_numpy().tolist())}
+    place = _places(texts)
     at = [place[name] for name in names]
     found = texts["text"].sel({schema.series_dim(texts): position}).isel(phrase=at)
     return np.ascontiguousarray(found.transpose("phrase", "feature").to_numpy(), dtype=np.float32)

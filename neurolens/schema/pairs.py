@@ -144,8 +144,10 @@ TEXTS = Cube(
         Variable("phrase", ("phrase",), "str", "", "name of the set, a slash, and the phrase"),
         Variable("set", ("phrase",), "str", "", "set that the phrase is of"),
         Variable("words", ("phrase",), "str", "", "the phrase"),
+        Variable("digest", ("phrase",), "str", "", "of what its embedding depends on besides the network"),
     ),
     description="phrases, as the network's text tower embeds them",
+    growing=("sample",),
     sample="phrase",
 )
 _CODED = (SERIES, "sample", "atom")
@@ -171,5 +173,6 @@ CODES = Cube(
         Variable("phrase", ("phrase",), "str", "", "the phrases that index counts in"),
     ),
     description="the direction of each pair, told as a sum of few phrases",
+    growing=("sample",),
     sample="pair",
 )

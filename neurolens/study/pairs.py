@@ -51,7 +51,9 @@ class PhraseSet(Table):
     embeddings: Path | None = Field(
         None, description="A .pt or .npy file of embeddings in order of the phrases: nothing is run then."
     )
-    repeated: Literal["refuse", "drop"] = Field("refuse", description="What is done where a phrase comes twice.")
+    repeated: Literal["refuse", "drop", "keep"] | None = Field(
+        None, description="What is done where a phrase comes twice. Absent: refuse, or keep where they are classes."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
