@@ -26,7 +26,7 @@ def perturbation_curves(
     grid: int | None = None,
     fill: Fill = "zero",
     target: Target = "predicted",
-    batch_size: int = 32,
+    batch_size: int = 64,
     budget_mib: float = 2048,
 ) -> xr.Dataset:
     """Follow the explained class as entries of a map are taken from a sample, or put into what fills it.

@@ -19,7 +19,7 @@ def faithfulness(
     share: float = 0.1,
     fill: Fill = "zero",
     target: Target = "predicted",
-    batch_size: int = 32,
+    batch_size: int = 64,
     budget_mib: float = 2048,
     compat: Compat = None,
 ) -> xr.Dataset:
