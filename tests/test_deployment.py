@@ -35,7 +35,13 @@ def deployment(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "kinds"), [("refresh", {"interval", "cron"}), ("concepts", {"interval"}), ("attributions", {"cron"})]
+    ("name", "kinds"),
+    [
+        ("refresh", {"interval", "cron"}),
+        ("concepts", {"interval"}),
+        ("attributions", {"cron"}),
+        ("pairs", {"cron"}),
+    ],
 )
 def test_prefect_yaml__has_schedules_and_runs_one_at_a_time(name: str, kinds: set[str]) -> None:
     found = deployment(name)
@@ -45,7 +51,7 @@ def test_prefect_yaml__has_schedules_and_runs_one_at_a_time(name: str, kinds: se
     assert found["work_pool"]["name"] == "local"
 
 
-@pytest.mark.parametrize("name", ["refresh", "concepts", "attributions"])
+@pytest.mark.parametrize("name", ["refresh", "concepts", "attributions", "pairs"])
 def test_prefect_yaml__names_parameters_of_the_flow(name: str) -> None:
     from neurolens.flows.refresh import refresh
 

@@ -18,6 +18,8 @@ TEMPLATES = (
     "cifar100",
     "cifar100_incremental",
     "cifar_resnet18",
+    "clip_rn50",
+    "clip_rn50x16",
     "densenet121_imagenet",
     "digits",
     "digits_clip",
@@ -31,7 +33,7 @@ TEMPLATES = (
 )
 OF_UNITS = ("cifar_resnet18", "gpt2", "places365_resnet18", "pythia")
 OF_CLUSTERS = ("densenet121_imagenet", "digits_clusters")
-OF_PAIRS = ("digits_clip",)
+OF_PAIRS = ("clip_rn50", "clip_rn50x16", "digits_clip")
 OF_CONCEPTS = ("places365_resnet18", "shapes")
 
 
@@ -384,6 +386,19 @@ def test_init_study__says_which_folder_it_cannot_write(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(StudyError, match="cannot be written"):
         init_study(tmp_path / "file" / "study.toml")
+
+
+@pytest.mark.parametrize("network", ["RN50", "RN50x16"])
+def test_init_study__of_clip_takes_openais_weights_with_their_activation(tmp_path, network):
+    path = init_study(tmp_path / "study.toml", f"clip-{network.lower()}")
+    study = load_study(path)
+    assert study.model.name == f"open_clip/{network}"
+    assert study.model.options == {"quick_gelu": True}
+    assert [file.weights for file in study.checkpoints.files] == [f"open_clip/{network}/openai"]
+    assert (study.texts.sets["classes"].known, study.texts.sets["classes"].templates) == ("imagenet", "openai")
+    seed = load_study(path, profile="seed")
+    assert (seed.codes.norm, seed.codes.atoms, seed.codes.percentile) == ("columns", 64, 0)
+    assert seed.texts.sets["words"].templates == "openai"
 
 
 def test_templates__say_what_they_are_for():
