@@ -13,6 +13,7 @@ import neurolens
 from neurolens import schema
 from neurolens.accessor_attributions import AttributionMethods
 from neurolens.accessor_concepts import ConceptMethods
+from neurolens.accessor_pairs import PairMethods
 from neurolens.backend import open_at
 from neurolens.errors import SchemaError, nearest
 
@@ -38,7 +39,7 @@ SCORES = {
 
 
 @xr.register_dataset_accessor("lens")  # type: ignore[no-untyped-call]
-class Lens(ConceptMethods, AttributionMethods):
+class Lens(ConceptMethods, AttributionMethods, PairMethods):
     """The methods behind ``ds.lens``; every reduction takes the options of the function of the same name."""
 
     def __init__(self, data: xr.Dataset) -> None:
