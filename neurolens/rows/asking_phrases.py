@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neurolens import schema
-from neurolens.errors import StudyError
+from neurolens.errors import StudyError, nearest
 from neurolens.rows.asked_phrases import AskedPhrases, digest_of
 from neurolens.rows.keys import key
 from neurolens.rows.opening import open_for_reading
@@ -53,15 +53,15 @@ def asked_phrases(texts: "Materials", pools: "Materials | None") -> AskedPhrases
     texts
         What texts of the study are measured from.
     pools
-        What its pools are measured from, where pairs are chosen by their norms: those of the last checkpoint.
+        What its pools are measured from, where pairs are chosen by their norms at one checkpoint.
 
     Raises
     ------
     StoreError
         If the store cannot be read.
     StudyError
-        If codes have more atoms than there are phrases or dims, the network has no pool at pools.module, or pools were
-        totalled over too few images.
+        If codes have more atoms than there are phrases or dims, the network has no pool at pools.module, there is no
+        checkpoint of codes.norms_from, or pools were totalled over too few images.
     SchemaError
         If the network has no attention pool.
     """
@@ -136,23 +136,28 @@ def _chosen_pairs(pools: "Materials") -> tuple["SampleSet", str]:
     study, series = pools.study, pools.series
     table, name = study.codes, f"pairs of {study.model.name}"
     assert table is not None
-    last = series.checkpoints[-1].position(series.dim)
+    of = series.checkpoints[-1].position(series.dim) if table.norms_from == "last" else table.norms_from
+    if of not in series.positions:
+        raise StudyError(
+            f"codes.norms_from is {of}, and there is no checkpoint of that {series.dim}; "
+            f"{nearest(str(of), map(str, series.positions))}"
+        )
     store = open_for_reading(study)
     current = {row.position for row in plan(pools, store).rows if row.state == "done"}
-    if store is None or last not in current:
-        return pair_set([], [], name=name), f"codes wait for pools of {series.dim} {last}: run pools first"
+    if store is None or of not in current:
+        return pair_set([], [], name=name), f"codes wait for pools of {series.dim} {of}: run pools first"
     ledger = store.ledger("pools")
     decides = {
         "version": VERSION,
         "store": study.store.url,
         "percentile": table.percentile,
-        "rows": [[r.part, r.key, r.time] for r in ledger.rows() if r.position == last],
+        "rows": [[r.part, r.key, r.time] for r in ledger.rows() if r.position == of],
     }
     snapshot = ledger.snapshot
     unit, head = remembered(
         "pairs",
         f"{key(decides)}.npy",
-        lambda: _chosen(_opened(study, "pools", snapshot), last, float(table.percentile or 0), study),
+        lambda: _chosen(_opened(study, "pools", snapshot), of, float(table.percentile or 0), study),
         read=_read_array,
         write=_write_array,
     )

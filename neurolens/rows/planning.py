@@ -233,20 +233,20 @@ def prepare(materials: Materials, store: "Store") -> tuple["SampleSet", ...]:
     layout = store.prepare(**wanted_group(materials))
     if not materials.by_sample:
         return (materials.samples,)
-    for fingerprint, ids in zip(layout.fingerprints, layout.blocks):
-        if fingerprint not in materials.blocks:
-            materials.blocks[fingerprint] = _in_order(materials.samples, ids)
+    unknown = [(f, ids) for f, ids in zip(layout.fingerprints, layout.blocks) if f not in materials.blocks]
+    at = {name: index for index, name in enumerate(materials.samples.ids.tolist())} if unknown else {}
+    for fingerprint, ids in unknown:
+        materials.blocks[fingerprint] = _in_order(materials.samples, ids, at)
     return tuple(materials.blocks[fingerprint] for fingerprint in layout.fingerprints)
 
 
-def _in_order(samples: "SampleSet", ids: np.ndarray) -> "SampleSet":
+def _in_order(samples: "SampleSet", ids: np.ndarray, at: Mapping[str, int]) -> "SampleSet":
     """Return the samples with these ids, in this order: the set itself where it is that already.
 
-    Of a cube that keeps what the study no longer names, those that there are.
+    Of a cube that keeps what the study no longer names, those that there are. ``at`` is where each sample is.
     """
-    if samples.ids.tolist() == ids.tolist():
+    if len(samples) == len(ids) and samples.ids.tolist() == ids.tolist():
         return samples
-    at = {name: index for index, name in enumerate(samples.ids.tolist())}
     return samples.subset(np.array([at[name] for name in ids.tolist() if name in at], dtype=np.int64))
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from neurolens.study.tables import Table
 
@@ -98,5 +98,8 @@ class Codes(Table):
     )
     percentile: Annotated[float, Field(ge=0, lt=100)] | None = Field(
         None, description="Only pairs whose norm is at or above this percentile; needs pools.totals. Absent: all."
+    )
+    norms_from: Literal["last"] | NonNegativeInt = Field(
+        "last", description="Checkpoint whose norms choose the pairs of all: the last, or an epoch or step."
     )
     block: PositiveInt = Field(1024, description="Pairs that are told and written together.")
