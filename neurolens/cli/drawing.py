@@ -143,7 +143,7 @@ def save_pictures(
     if study is not None:
         try:
             metrics = metrics_of(study) if only is None else None
-            images = images_of(study) if "samples" in cubes else None
+            images = images_of(study) if {"samples", "pools"} & set(cubes) else None
         except DataError as error:
             say(f"without images and training curves: {error}")
     drawn = run_pictures(

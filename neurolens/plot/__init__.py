@@ -38,7 +38,10 @@ from neurolens.plot.galleries import unit_gallery
 from neurolens.plot.images import gallery, hardest
 from neurolens.plot.pairs_card import unit_card
 from neurolens.plot.pairs_curves import ablation_curves, norm_histogram, reconstruction_curve
+from neurolens.plot.pairs_following import direction_turns, words_over_training
 from neurolens.plot.pairs_images import heat_panels, retrieval_gallery
+from neurolens.plot.pairs_numbers import PairNumbers, pair_numbers
+from neurolens.plot.pairs_pictures import pair_pictures
 from neurolens.plot.pairs_segmentation import segmentation_panels
 from neurolens.plot.pairs_shift import shift_curves
 from neurolens.plot.picture import Picture
@@ -62,6 +65,7 @@ __all__ = [
     "ClusterNumbers",
     "ConceptNumbers",
     "LifeRule",
+    "PairNumbers",
     "Picture",
     "RunPictures",
     "Scores",
@@ -92,6 +96,7 @@ __all__ = [
     "csl_histogram",
     "cumulative_events",
     "detector_curves",
+    "direction_turns",
     "dormancy_curves",
     "dormancy_evolution",
     "dormancy_heatmap",
@@ -111,6 +116,8 @@ __all__ = [
     "migration_ribbons",
     "migration_sankey",
     "norm_histogram",
+    "pair_numbers",
+    "pair_pictures",
     "perturbation_lines",
     "pictures",
     "rank_curves",
@@ -134,4 +141,5 @@ __all__ = [
     "unit_counts",
     "unit_gallery",
     "unit_pictures",
+    "words_over_training",
 ]

@@ -72,7 +72,7 @@ def unit_card(
             axes[0].text(
                 0, 1, str(described["row"].to_numpy()[row]), va="top", fontsize=9.5, fontweight="bold", color=colour
             )
-            axes[0].text(0, 0.8, "\n".join(words[row]), va="top", fontsize=8.5, color=INK, linespacing=1.35)
+            axes[0].text(0, 0.8, "\n".join(words[row]), va="top", fontsize=8.3, color=INK, linespacing=1.25)
             _images(axes[1:], described.isel(row=row), images)
         return [bars, *grid.ravel()]
 

@@ -120,7 +120,14 @@ def reconstruction_curve(curve: xr.Dataset, *, identity: bool = True, ax: Axes |
             label="units, first components",
         )
         if identity:
-            ax.plot([1], [whole], linestyle="none", marker="D", color=VERMILLION, fillstyle="none", label=IDENTITY)
+            look: dict[str, Any] = {
+                "linestyle": "none",
+                "marker": "D",
+                "markersize": 9,
+                "fillstyle": "none",
+                "zorder": 5,
+            }
+            ax.plot([1], [whole], color=VERMILLION, label=IDENTITY, **look)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_locator(FixedLocator(ranks.tolist()))
         ax.xaxis.set_minor_locator(NullLocator())

@@ -15,6 +15,8 @@ from neurolens.plot.clusters_pictures import ClusterNumbers, cluster_numbers, cl
 from neurolens.plot.concept_effects import effects_pictures
 from neurolens.plot.concept_numbers import ConceptNumbers, LifeRule, concept_numbers
 from neurolens.plot.concept_pictures import concept_pictures
+from neurolens.plot.pairs_numbers import CUBES, PairNumbers, pair_numbers
+from neurolens.plot.pairs_pictures import pair_pictures
 from neurolens.plot.picture import Picture
 from neurolens.plot.pictures import ImagesById, Scores, pictures, scores, training_pictures
 from neurolens.plot.units import counted
@@ -39,10 +41,10 @@ class RunPictures:
     ----------
     pictures : list of Picture
         In order: training, samples, concepts, effects of deaths, adopted tallies, units, activations, adopted logs,
-        clusters of units, attributions.
-    scores, counts, concepts, tallies, log, clusters, attributions
-        Of samples, of units, of concepts, of adopted tallies, of adopted logs (a summary), of clusters of units and of
-        attributions by them; None where the run does not have them.
+        clusters of units, attributions, pairs of units and heads.
+    scores, counts, concepts, tallies, log, clusters, attributions, pairs
+        Of samples, of units, of concepts, of adopted tallies, of adopted logs (a summary), of clusters of units, of
+        attributions by them and of pairs of units and heads; None where the run does not have them.
     functional
         What `neurolens.functional_death` says of the deaths; None where effects were not measured.
     notes : list of str
@@ -58,6 +60,7 @@ class RunPictures:
     log: xr.Dataset | None = None
     clusters: ClusterNumbers | None = None
     attributions: AttributionNumbers | None = None
+    pairs: PairNumbers | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -78,8 +81,8 @@ def run_pictures(
     Parameters
     ----------
     cubes : Dataset by name
-        `samples`, `concepts`, `effects`, `tallies`, `units`, `activations`, `dormancy`, `clusters` and `attributions`,
-        or some of them. Those without a row are passed over.
+        `samples`, `concepts`, `effects`, `tallies`, `units`, `activations`, `dormancy`, `clusters`, `attributions`, and
+        `pools`, `pairs`, `texts` and `codes`, or some of them. Those without a row are passed over.
     metrics : DataFrame, optional
         The training's ``metrics.csv``.
     images : function, optional
@@ -121,6 +124,12 @@ def run_pictures(
             draw[name](cubes[name])
         except MissingMeasurementError as error:
             out.notes.append(f"There is nothing to draw of {name}: {error}")
+    paired = {name: cubes[name] for name in CUBES if name in cubes and has_rows(cubes[name])}
+    if "pools" in paired:
+        try:
+            _pairs(out, paired, images)
+        except MissingMeasurementError as error:
+            out.notes.append(f"There is nothing to draw of pairs: {error}")
     if metrics is not None and out.scores is None:
         out.pictures[:0] = training_pictures(metrics)
     return out
@@ -220,3 +229,10 @@ def _attributions(
         out.pictures += image_pictures(out.attributions, shown(), panels)
     except NeurolensError as error:  # what they need besides the store may be gone
         out.notes.append(f"There are no panels of attributions: {error}")
+
+
+def _pairs(out: RunPictures, cubes: Mapping[str, xr.Dataset], images: "ImagesById | None") -> None:
+    out.pairs = pair_numbers(cubes)
+    drawn, notes = pair_pictures(out.pairs, images=images)
+    out.pictures += drawn
+    out.notes += [*out.pairs.notes, *notes]

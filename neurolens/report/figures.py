@@ -12,6 +12,7 @@ from neurolens.plot import RunPictures, Scores
 from neurolens.report.attribution_figures import attribution_figures, attribution_section
 from neurolens.report.cluster_figures import cluster_figures
 from neurolens.report.concept_figures import concept_figures, functional_figures, threshold_table
+from neurolens.report.pair_figures import pair_figures, pair_section
 from neurolens.report.records import FigureTable, KeyFigure, Section
 from neurolens.report.unit_figures import log_figures, unit_figures
 from neurolens.study import Study
@@ -54,13 +55,14 @@ def all_figures(
         found += cluster_figures(drawn.clusters)
     if drawn.attributions is not None:
         found += attribution_figures(drawn.attributions)
+    if drawn.pairs is not None:
+        found += pair_figures(drawn.pairs)
     return found
 
 
 def all_sections(drawn: RunPictures, study: Study | None = None) -> list[Section]:
-    """Gather the parts of the page that stand by themselves: attributions by unit cluster."""
-    found = attribution_section(drawn, study)
-    return [] if found is None else [found]
+    """Gather the parts of the page that stand by themselves: attributions by unit cluster, units and heads."""
+    return [found for found in (attribution_section(drawn, study), pair_section(drawn)) if found is not None]
 
 
 def all_tables(drawn: RunPictures) -> list[FigureTable]:

@@ -82,7 +82,7 @@ def write_report(
     tree = open_run(str(url), endpoint=endpoint, region=region)
     cubes = {name: tree[name].to_dataset() for name in tree.children}
     if study is not None:
-        metrics, images = _found(study, metrics, images, notes, shown="samples" in cubes)
+        metrics, images = _found(study, metrics, images, notes, shown=bool({"samples", "pools"} & set(cubes)))
     for table in ledgers:
         if any("stale" in strip.counts for strip in table.strips):
             notes.append(
