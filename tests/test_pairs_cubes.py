@@ -14,8 +14,21 @@ from neurolens import models, rows
 from neurolens.data import SampleSet, shown, study_samples
 from neurolens.data.arrays import ArrayImages
 from neurolens.errors import ModelMismatchError, SchemaError, StudyError
-from neurolens.pairs import ScalarTotals, factors, image_embeddings, pair_cube, pool_cube, pool_of, resampled, scalars
-from neurolens.study import Model, Pools, load_study
+from neurolens.pairs import (
+    ScalarTotals,
+    ablate,
+    at,
+    factors,
+    image_embeddings,
+    pair_cube,
+    pair_norms,
+    pool_cube,
+    pool_of,
+    resampled,
+    scalars,
+    vector_norms,
+)
+from neurolens.study import Model, Pools, Preprocessing, load_study
 
 ALL = ("scalars", "attention", "split")
 
@@ -71,6 +84,14 @@ def test_run_rows__hold_what_the_pure_functions_give(measured):
             np.testing.assert_allclose(of_pool[name].transpose(*expected[name].dims), expected[name], rtol=1e-6)
         assert of_pool["count"].values.tolist() == [24] * HEADS
         np.testing.assert_array_equal(of_pool["worst_residual"], float(row["completeness"].max()))
+
+
+def test_at__of_a_run_adds_up_to_the_embeddings(measured):
+    ds = at(load_study(measured).store.url, epoch=1)
+    everything = xr.ones_like(vector_norms(ds), dtype=bool)
+    np.testing.assert_allclose(ablate(ds, ds, everything), ds["embedding"], rtol=1e-4, atol=1e-5)
+    of_totals = pair_norms(ds[["mean", "std", "top", "bottom", "count"]], ds, top=3)
+    np.testing.assert_allclose(of_totals, pair_norms(ds["scalar"], ds, top=3), rtol=1e-4)
 
 
 def test_axes__count_units_heads_and_tokens_with_their_places(measured):
@@ -358,6 +379,19 @@ def test_measure__of_larger_images_needs_positions_to_be_interpolated(network):
     np.testing.assert_allclose(found["embedding"], image_embeddings(pool, kept[0]), rtol=1e-4, atol=1e-5)
     totals = pool_cube.measure(network, samples, parts=("totals",), table=given.pools)
     assert totals["count"].tolist() == [24] * HEADS
+
+
+def test_measure__of_open_clips_own_network_adds_up_to_its_embeddings():
+    open_clip = pytest.importorskip("open_clip", reason="the extra 'clip' is not installed")
+    text = {"context_length": 8, "vocab_size": 20, "width": 32, "heads": 2, "layers": 1}
+    image = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
+    module = open_clip.CLIP(24, image, text)
+    network = models.Network(module, Preprocessing(mean=(0.5,) * 3, std=(0.25,) * 3), 3, 64, {})
+    found = pair_cube.measure(network, images(5, side=64), parts=ALL, table=table(module="visual"))
+    (batch,) = shown(images(5, side=64), network, batch_size=5)
+    with torch.no_grad():
+        np.testing.assert_allclose(found["embedding"], module.eval().encode_image(batch.args[0]), rtol=1e-4, atol=1e-6)
+    assert found["completeness"].max() < 1e-5
 
 
 def test_measure__of_timms_pool_at_another_size_is_checked_against_itself(tmp_path):
