@@ -14,8 +14,16 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from neurolens import checkpoints, clip_models, clip_weights, models, quick_gelu, torchscript
+from neurolens.data import study_samples
 from neurolens.data.batching import normalisation, normalise, prepare
-from neurolens.errors import CheckpointError, MissingCheckpointError, MissingExtraError, ModelMismatchError, StudyError
+from neurolens.errors import (
+    CheckpointError,
+    DataError,
+    MissingCheckpointError,
+    MissingExtraError,
+    ModelMismatchError,
+    StudyError,
+)
 from neurolens.pairs import pool_of, scalars
 from neurolens.study import CheckpointFile, Checkpoints, Model, Study
 from neurolens.weights import fill, read_state
@@ -129,6 +137,17 @@ def test_build__without_open_clip_names_what_installs_it(monkeypatch):
 def test_study__a_network_of_embeddings_has_no_tables_of_logits():
     with pytest.raises(ValueError, match=r"\[samples\] needs a network that tells classes, and open_clip/RN50 gives"):
         Study.model_validate({"model": {"name": "open_clip/RN50"}, "samples": {}})
+
+
+def test_study_samples__a_network_of_embeddings_takes_any_number_of_classes(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4), "red" if name == "cat" else "blue").save(tmp_path / "val" / name / "0.png")
+    data = {"source": "folder", "root": str(tmp_path), "split": "val"}
+    study = Study.model_validate({"model": {"name": "open_clip/RN50"}, "data": data})
+    assert study_samples(study).classes == ("cat", "dog")
+    with pytest.raises(DataError, match="2 class folders and the network 10 classes"):
+        study_samples(study.model_copy(update={"model": Model(name="resnet18")}))
 
 
 # What fills them

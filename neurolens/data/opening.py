@@ -16,7 +16,7 @@ from neurolens.data.samples import SampleSet, sample_ids
 from neurolens.data.selection import flip_labels, of_classes, select
 from neurolens.data.texts import Texts, TextSet, tokenised
 from neurolens.errors import DataError
-from neurolens.study import Data, Study, Validation
+from neurolens.study import OPEN_CLIP, Data, Study, Validation
 
 SOURCES: dict[str, Callable[[Data], Found]] = {
     "digits": digits,
@@ -102,7 +102,8 @@ def study_samples(study: Study) -> SampleSet:
                 "transformers library, and model.transformers.tokenizer if its folder holds none"
             )
         return tokenised(samples, tokenizer)
-    if study.data.source in ("folder", "imagenet") and len(samples.classes) != classes:
+    has_classes = not study.model.name.startswith(OPEN_CLIP)
+    if has_classes and study.data.source in ("folder", "imagenet") and len(samples.classes) != classes:
         kind = "class folders" if study.data.source == "folder" else "classes"
         raise DataError(
             f"{samples.name} has {len(samples.classes)} {kind} and the network {classes} classes: a label is "
