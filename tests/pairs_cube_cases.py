@@ -80,6 +80,7 @@ def write_pairs_store(
     encoding: str | None = None,
     coded=tuple((unit, head) for unit in range(UNITS) for head in range(HEADS)),
     failed=(),
+    ids: np.ndarray | None = None,
 ) -> Store:
     """Write a store that holds these cubes at these checkpoints; ``failed`` are (cube, checkpoint, block)."""
     store = open_store(url, create=True)
@@ -108,7 +109,7 @@ def write_pairs_store(
         axes = {"unit": Axis(np.arange(UNITS)), "head": Axis(np.arange(HEADS)), "d": Axis(np.arange(DIM))}
         axes |= features
         if with_totals:
-            axes |= {"rank": Axis(np.arange(ranks)), "sample": Axis(image_ids(images))}
+            axes |= {"rank": Axis(np.arange(ranks)), "sample": Axis(image_ids(images) if ids is None else ids)}
         store.prepare(schema.POOLS, axes=axes, fingerprint="f" * 64, settings=settings(*parts), **common)
         for at, pool, scalar in zip(epochs, made, found):
             write(schema.POOLS, parts, 0, at, pool_row(pool, scalar, with_totals, ranks))
@@ -120,7 +121,7 @@ def write_pairs_store(
             axes["token"] = Axis(np.arange(GRID[0] * GRID[1] + 1))
         layout = store.prepare(
             schema.PAIRS,
-            samples=image_coords(images),
+            samples=image_coords(images, ids),
             axes=axes,
             block_samples=block,
             settings=settings(*parts),
@@ -166,9 +167,10 @@ def image_ids(images: int = IMAGES) -> np.ndarray:
     return np.array([f"{i:032x}" for i in range(images)])
 
 
-def image_coords(images: int = IMAGES) -> SampleCoords:
+def image_coords(images: int = IMAGES, ids: np.ndarray | None = None) -> SampleCoords:
     given = {"year": 2000 + np.arange(images) // 5}
-    return SampleCoords(image_ids(images), np.arange(images) % 3, SETS["classes"], given)
+    named = image_ids(images) if ids is None else ids
+    return SampleCoords(named, np.arange(images) % 3, SETS["classes"], given)
 
 
 def phrase_coords() -> SampleCoords:

@@ -16,6 +16,7 @@ from neurolens.cli import (
     layers,
     looking,
     making,
+    pair_pictures,
     pairs,
     running,
     tallies,
@@ -55,6 +56,8 @@ app.command("layers")(layers.layers)
 app.command("plot")(drawing.plot)
 app.command("report")(drawing.report)
 app.command("gallery")(galleries.gallery)
+app.command("card")(pair_pictures.card)
+app.command("retrieve")(pair_pictures.retrieve)
 app.command("compare")(comparing.compare)
 app.command("tag")(keeping.tag)
 app.command("doctor")(keeping.doctor)
@@ -66,6 +69,8 @@ keeping.exports.command("metrics")(tallies.export_metrics)
 keeping.exports.command("clusters")(clusters.export_clusters)
 keeping.exports.command("attributions")(attributions.export_attributions)
 keeping.exports.command("pairs")(pairs.export_pairs)
+keeping.exports.command("images")(pair_pictures.export_images)
+keeping.exports.command("texts")(pairs.export_texts)
 keeping.imports.command("tallies")(tallies.import_tallies)
 app.add_typer(keeping.exports, name="export")
 app.add_typer(keeping.imports, name="import")

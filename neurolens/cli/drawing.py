@@ -37,7 +37,7 @@ def plot(
     file each.
     """
     study, place = study_of(run, profile, seed)
-    folder = out or Path("plots" if study is None else Path(run).parent / f"plots{_ending(seed)}")
+    folder = out or Path("plots" if study is None else Path(run).parent / f"plots{ending(seed)}")
     for path in save_pictures(place, folder, study, external, only=only, panels=panels, filtered=filtered):
         say(f"wrote {path}")
 
@@ -51,7 +51,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: pictures, key figures, ledger, provenance, what to try next."""
     study, place = study_of(run, profile, seed)
-    page = out or Path("report.html" if study is None else Path(run).parent / f"report{_ending(seed)}.html")
+    page = out or Path("report.html" if study is None else Path(run).parent / f"report{ending(seed)}.html")
     say(f"wrote {save_report(place, page, study, run, external)}")
 
 
@@ -63,7 +63,7 @@ def study_of(run: str, profile: str | None, seed: int | None = None) -> "tuple[S
     return study, study.store
 
 
-def _ending(seed: int | None) -> str:
+def ending(seed: int | None) -> str:
     """Return what keeps the files of one seed apart from those of the others."""
     return "" if seed is None else f"-seed-{seed}"
 

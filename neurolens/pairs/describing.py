@@ -102,7 +102,7 @@ def _worded(out: xr.Dataset, some: xr.Dataset, texts: Any, loudest: list[int], p
     words, nearest = np.full((1 + len(loudest), k), "", object), np.full((1 + len(loudest), k), np.nan)
     if loudest:
         best = top_phrases(scores.compute(), k=k).isel(unit=0)
-        words[1:], nearest[1:] = best["phrase"].to_numpy().astype(str), best["score"].to_numpy()
+        words[1:], nearest[1:] = best["phrase"].to_numpy().astype(object), best["score"].to_numpy()
     out["phrase"], out["score"] = (("row", "place"), words), (("row", "place"), nearest)
     return out
 

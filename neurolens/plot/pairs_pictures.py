@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from neurolens import schema
 from neurolens.errors import DataError
@@ -58,9 +59,15 @@ def pair_pictures(
 
 
 def card_picture(
-    given: PairNumbers, unit: Any, images: ImagesById | None, *, heads: int = 4, count: int = 6
+    given: PairNumbers,
+    unit: Any,
+    images: ImagesById | None,
+    *,
+    heads: int = 4,
+    count: int = 6,
+    told: xr.Dataset | None = None,
 ) -> Picture:
-    """Draw the card of a unit.
+    """Draw the card of a unit; ``told`` are phrases of its codes, in place of the nearest ones.
 
     Raises
     ------
@@ -71,11 +78,12 @@ def card_picture(
     """
     described = describe_unit(given.ds["scalar"], given.ds, unit, texts=given.ds.get("text"), heads=heads, images=count)
     figure = new_figure(card_size(described))
-    unit_card(described, images, figure=figure)
+    unit_card(described, images, told=told, figure=figure)
     loudest = ", ".join(str(row) for row in described["row"].to_numpy()[1:])
     caption = (
-        f"Unit {unit} at {given.where}: the norm of what it says through each head, and of its loudest ({loudest}) the "
-        "phrases nearest to it by cosine and the images at which it is strongest, with the signed strength."
+        f"Unit {unit} at {given.where}: the norm of what it says through each head, and of its loudest ({loudest}) "
+        + ("the phrases nearest to it by cosine" if told is None else "the phrases of its code with their weights")
+        + " and the images at which it is strongest, with the signed strength."
     )
     return Picture(f"pairs_card_{unit}", f"Card of unit {unit}", caption, caption, figure)
 
