@@ -59,7 +59,7 @@ def test_measure__gives_the_codes_of_all_directions(atoms, norm):
         np.testing.assert_allclose(found[name], flat(wanted, name), rtol=2e-4, atol=2e-6)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(order=st.permutations(range(UNITS * HEADS)), atoms=st.sampled_from([2, 5]))
 def test_measure__of_a_pair_does_not_depend_on_the_pairs_beside_it(order, atoms):
     net, whole = network(), every_pair()

@@ -117,6 +117,7 @@ def test_run_rows__with_nothing_new_tell_nothing(told):
     assert planned(told, "codes").todo == ()
     more = ("compute.batch_size=3", "codes.block=7", 'texts.sets.more={phrases=["nine"]}', "codes.penalty=0.5")
     assert planned(told, "codes", *more).todo == ()
+    assert planned(told, "codes", "codes.percentile=0").todo == ()  # all
     assert {row.state for row in planned(told, "codes", 'codes.norm="columns"').rows} == {"stale"}
 
 

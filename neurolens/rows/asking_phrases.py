@@ -40,7 +40,7 @@ TOP = 50
 
 def by_norms(study: Study) -> bool:
     """Whether pairs are chosen by their norms, which pools hold."""
-    return study.codes is not None and study.codes.percentile is not None
+    return study.codes is not None and bool(study.codes.percentile)  # at or above 0 are all
 
 
 def asked_phrases(texts: "Materials", pools: "Materials | None") -> AskedPhrases:
