@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_samples
-from pairs_study import run, write_checkpoint, write_study
+from pairs_study import TEXT, run, write_checkpoint, write_study
 
 from neurolens.pairs import pair_cube
 from neurolens.study import load_study
@@ -114,3 +114,19 @@ def test_run_rows__of_pools_and_pairs_are_shared_between_two_runs(
     assert len(computed) == 2 * (1 + 4)
     assert set(computed.values()) == {1}
     stores_equal(load_study(shared).store.url, load_study(alone).store.url)
+
+
+def test_run_rows__of_texts_are_taken_up_where_they_were_killed(
+    tmp_path: Path, stores_equal: Callable[..., None]
+) -> None:
+    text = TEXT.partition("[pools]")[0] + '[texts]\nblock = 3\n[texts.sets.classes]\nknown = "classes"\n'
+    killed, undisturbed = (write_study(tmp_path / name, text=text) for name in ("one", "other"))
+    rows = [result.row.id for result in run(undisturbed, "texts")]
+    assert len(rows) == 2 * 4
+    process, heard = started(killed, "texts")
+    time.sleep(random.Random(2).uniform(0, 1))
+    process.kill()
+    process.join()
+    heard.close()
+    assert {result.row.id for result in run(killed, "texts")} <= set(rows)
+    stores_equal(load_study(killed).store.url, load_study(undisturbed).store.url)

@@ -1,4 +1,4 @@
-"""Pairs of units and heads in the reference's files: ``export pairs``."""
+"""Pairs of units and heads in the reference's files: ``export pairs`` and ``export texts``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -51,3 +51,23 @@ def export_pairs(
     for note in done.notes:
         say(note)
     say(f"wrote {len(done.files)} files: {done.folder}")
+
+
+def export_texts(
+    run: Run,
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write to.")],
+    only: Annotated[str | None, typer.Option("--set", help="The set of phrases; default: all.")] = None,
+    epoch: Annotated[int | None, typer.Option("--epoch", help="Default: the last one measured.")] = None,
+    step: Annotated[int | None, typer.Option("--step", help="The same, of runs that go by step.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    profile: Profile = None,
+    seed: Seed = None,
+) -> None:
+    """Write the embeddings of phrases as the reference does: a .pt file per set, and the phrases beside it."""
+    from neurolens.backend import open_run
+    from neurolens.pairs import write_text_files
+
+    place = store_of(run, profile, seed)
+    opened = open_run(place.url, endpoint=place.endpoint, region=place.region)
+    for path in write_text_files(opened, folder, set=only, epoch=epoch, step=step, overwrite=overwrite):
+        say(f"wrote {path}")

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from neurolens.pairs.shift import phrase_share
     from neurolens.pairs.strength import strengths, unit_gram, unit_norms
     from neurolens.pairs.text import heat_maps, logit_attribution, text_scores, top_pairs, top_phrases
+    from neurolens.pairs.text_encoders import encoder_of
+    from neurolens.pairs.text_files import write_text_files
     from neurolens.pairs.totals import ScalarTotals
     from neurolens.pairs.writing import along, factors, pair_vectors, vector_norms
 
@@ -62,6 +64,7 @@ _HOMES = {
     "direction_change": "following",
     "directions": "norms",
     "embed_phrases": "phrases",
+    "encoder_of": "text_encoders",
     "export_pairs": "exported",
     "factors": "writing",
     "head_components": "components",
@@ -109,6 +112,7 @@ _HOMES = {
     "vector_norms": "writing",
     "without_sink": "retrieval",
     "write_embeddings": "phrases",
+    "write_text_files": "text_files",
     "zero_shot": "ablation",
 }
 
@@ -132,6 +136,7 @@ __all__ = [
     "direction_change",
     "directions",
     "embed_phrases",
+    "encoder_of",
     "export_pairs",
     "factors",
     "head_components",
@@ -179,6 +184,7 @@ __all__ = [
     "vector_norms",
     "without_sink",
     "write_embeddings",
+    "write_text_files",
     "zero_shot",
 ]
 

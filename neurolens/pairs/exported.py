@@ -11,16 +11,16 @@ import xarray as xr
 
 from neurolens import schema
 from neurolens.attribution.exported_folder import ABOUT, draft_of, folder_at, require_free
-from neurolens.errors import MissingMeasurementError, NonFiniteError, SchemaError
+from neurolens.errors import MissingMeasurementError, NonFiniteError
 from neurolens.pairs.ablation import percentile_mask
-from neurolens.pairs.norms import directions, pair_means, pair_norms
-from neurolens.pairs.opened import at, codes_at, phrase_set
-from neurolens.pairs.phrases import write_embeddings
+from neurolens.pairs.norms import contributions, directions, mean_scalars, pair_norms
+from neurolens.pairs.opened import at, codes_at
+from neurolens.pairs.text_files import written_sets
 from neurolens.sparse_codes import write_code_files
 
 Array = npt.NDArray[Any]
 PC0, NORMS, MEANS, MASK = "pc0.npy", "norms.npy", "means.npy", "mask.npy"
-NAMED = 20
+NAMED = 10
 """How many tied and dead pairs are named; all are counted."""
 
 
@@ -103,9 +103,10 @@ def export_pairs(
     fixed = data[["value", "output", "constant"]].compute()
     data = data.assign(fixed.data_vars)
     found = directions(fixed, sign=sign, scalar=data, top=top)
-    # Together: both sort the scalars.
-    both = xr.Dataset({"norm": pair_norms(data, fixed, top=top), "sign": found["sign"]}).compute()
-    norms, signs = both["norm"], both["sign"]
+    # Together, for all of them go through the scalars.
+    of_pairs = {"norm": pair_norms(data, fixed, top=top), "sign": found["sign"], "mean": mean_scalars(data, fixed)}
+    known = xr.Dataset(of_pairs).compute()
+    norms, signs = known["norm"], known["sign"]
     if not np.isfinite(norms).all():
         raise NonFiniteError("a pair has norms of NaN: a scalar was not measured; `neurolens status STUDY` says which")
     keep = percentile_mask(norms, percentile)
@@ -113,14 +114,14 @@ def export_pairs(
     tied = (signs == 0) & ~dead
     # Signs that are no one's are those of u.
     direction = directions(fixed)["direction"] * signs.where(signs != 0, 1).astype(np.float32)
-    means = pair_means(data, fixed)
+    means = contributions(known["mean"], fixed)
     names = [PC0, NORMS, MEANS, MASK]
     with draft_of(target) as draft:
         _write(draft / PC0, direction.fillna(0))
         _write(draft / MEANS, means)
         np.save(draft / NORMS, norms.transpose("head", "unit", "rank").to_numpy().astype(np.float32))
         np.save(draft / MASK, keep.transpose("head", "unit").to_numpy())
-        names += _write_texts(data, draft)
+        names += [path.name for path in written_sets(data, draft)] if "text" in data else []
         names += _write_codes(run, data, draft, signs, words)
         notes = _notes(tied, dead, sign, top)
         told = {
@@ -150,23 +151,6 @@ def _write(file: Path, array: xr.DataArray) -> None:
     for head in range(sizes[0]):
         out[head] = array.isel(head=head).transpose("unit", "feature").to_numpy()
     out.flush()
-
-
-def _write_texts(data: xr.Dataset, draft: Path) -> list[str]:
-    names: list[str] = []
-    if "text" not in data:
-        return names
-    for name in sorted({str(each) for each in data["set"].to_numpy().tolist()}):
-        rows = phrase_set(data, name)
-        safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
-        stem = f"text_embeddings_{safe}"
-        if f"{stem}.pt" in names:
-            raise SchemaError(f"two sets of phrases would be called {stem}.pt; give one of them another name")
-        write_embeddings(rows, draft / f"{stem}.pt")
-        lines = "\n".join(str(phrase) for phrase in rows["phrase"].to_numpy().tolist())
-        (draft / f"{stem}.txt").write_text(lines + "\n", encoding="utf-8")
-        names += [f"{stem}.pt", f"{stem}.txt"]
-    return names
 
 
 def _write_codes(run: Any, data: xr.Dataset, draft: Path, signs: xr.DataArray, words: int | None) -> list[str]:
