@@ -76,6 +76,7 @@ def directions(
         if scalar is None:
             raise SchemaError("sign='majority' counts images, and there is no scalar; pass scalar=, or sign='u'")
         signs = majority(scalar, fixed, top=top)
+        signs = signs if signs.chunks is None else signs.chunk(-1)
     scale = (signs / norms.where(~dead)).where(signs != 0).astype(fixed["value"].dtype)
     return xr.Dataset(
         {
@@ -160,13 +161,21 @@ def pair_means(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset) -> xr.Dat
     SchemaError
         If the factors are of other pairs.
     """
+    return contributions(mean_scalars(scalar, factors), required(factors)).rename("mean")
+
+
+def mean_scalars(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset) -> xr.DataArray:
+    """Return s̄ (unit, head) of scalars or totals; lazy if they are."""
     if are_totals(scalar):
-        mean, fixed = matched(scalar["mean"], factors, dims=("unit", "head"))
-    else:
-        cube, fixed = matched(scalar, factors)
-        mean = scalar_mean(cube)
-    means = pair_vectors(fixed) * mean.astype(fixed["value"].dtype) + fixed["constant"]
-    return means.transpose("unit", "head", "feature").rename("mean")
+        return matched(scalar["mean"], factors, dims=("unit", "head"))[0]
+    return scalar_mean(matched(scalar, factors)[0])
+
+
+def contributions(scalar: xr.DataArray, fixed: xr.Dataset) -> xr.DataArray:
+    """Return s·u + β (unit, head, feature) of one scalar (unit, head) for each pair, lazy, a head at a time."""
+    whole = scalar if scalar.chunks is None else scalar.chunk(-1)
+    found = pair_vectors(fixed) * whole.astype(fixed["value"].dtype) + fixed["constant"]
+    return found.transpose("unit", "head", "feature")
 
 
 def dead_pairs(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset) -> xr.DataArray:
