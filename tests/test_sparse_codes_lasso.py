@@ -33,9 +33,7 @@ def test_lasso_codes__are_at_the_minimum(seed, penalty):
     random = np.random.default_rng(seed)
     signals, dictionary = random.normal(size=(4, 8)), random.normal(size=(30, 8))
     codes = lasso_codes(signals, dictionary, penalty=penalty, tolerance=1e-12, max_iter=100_000)
-    assume(
-        codes["converged"].all()
-    )  # coordinate descent may take longer than any number of turns that one can wait for
+    assume(codes["converged"].all())  # the descent may take more turns than that
     atoms = prepared(dictionary).to_numpy()
     left = signals - reconstruct(codes, dictionary).to_numpy()
     np.testing.assert_allclose(np.linalg.norm(left, axis=1), codes["residual"], atol=1e-9)
