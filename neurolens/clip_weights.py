@@ -12,6 +12,8 @@ from neurolens.errors import CheckpointError, MissingCheckpointError, MissingExt
 from neurolens.fingerprints import digest
 from neurolens.study import OPEN_CLIP
 
+_DEFAULT_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # as open_clip looks for them
+
 
 def published(name: str, *, download: bool) -> Path:
     """Return the file of weights that open_clip publishes, in the caches that it and OpenAI's package keep.
@@ -82,13 +84,8 @@ def _here(url: str, repository: str) -> Path | None:
         return None
     folder, _, name = repository.rpartition("/")
     snapshot = hub.cached(folder)
-    names = [name] if name else list(_default_names())
+    names = (name,) if name else _DEFAULT_NAMES
     return next((snapshot / n for n in names if (snapshot / n).is_file()), None) if snapshot else None
-
-
-def _default_names() -> tuple[str, str]:
-    constants = import_module("open_clip.constants")
-    return constants.HF_SAFE_WEIGHTS_NAME, constants.HF_WEIGHTS_NAME
 
 
 def _hash(url: str) -> str:
