@@ -23,8 +23,9 @@ def key_figures(study: Study, plan: rows.Plan, summary: str) -> str:
         "concepts": partial(_of_concepts, effects=study.effects),
         "clusters": _of_clusters,
         "attributions": _of_attributions,
+        "codes": _of_codes,
     }
-    if plan.cube not in tables:
+    if plan.cube not in tables or not plan.rows:  # without rows, as while they wait for another cube, there may be none
         return "\n".join(lines)
     options = {"endpoint": study.store.endpoint, "region": study.store.region}
     ds = xr.open_dataset(study.store.url, group=plan.cube, engine="neurolens", chunks={}, backend_kwargs=options)
@@ -121,6 +122,20 @@ def _of_attributions(ds: xr.Dataset, series: str) -> list[str]:
     )
     lines = ((p, *row) for p, row in zip(last[series].values, zip(*columns.values())))
     return ["", words, *_table((series, *columns), lines)]
+
+
+def _of_codes(ds: xr.Dataset, series: str) -> list[str]:
+    """Say how much of a direction its phrases leave, at the last checkpoints."""
+    if not ds["measured"].any() or "residual" not in ds:
+        return []
+    last = ds.isel({series: ds["measured"].values}).isel({series: slice(-LAST, None)})
+    left = last["residual"].min("atom").compute()
+    told, median = left.notnull().sum("pair"), left.median("pair")
+    lines = ((p, int(n), f"{m:.3f}") for p, n, m in zip(last[series].values, told.values, median.values))
+    words = (
+        f"pairs, of {ds.sizes['pair']}, that are told in words, and what up to {ds.sizes['atom']} words leave of each"
+    )
+    return ["", words, *_table((series, "pairs", "left (median)"), lines)]
 
 
 def _table(header: tuple[str, ...], lines: Iterable[tuple[object, ...]]) -> list[str]:

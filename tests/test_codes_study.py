@@ -238,6 +238,19 @@ def test_asked_phrases__are_those_that_a_row_was_planned_with():
     assert wanted.settings != AskedPhrases(None, ("b", "a", "c"), digests, read).settings
 
 
+def test_key_figures__say_what_phrases_leave_of_a_pair(told, study):
+    from neurolens.flows.figures import key_figures
+
+    def figures(path):
+        return key_figures(load_study(path), planned(path, "codes"), "done")
+
+    lines = figures(told).splitlines()
+    left = opened(told)["residual"].min("atom").median("pair")
+    assert lines[-2:] == [f"| 0 | {PAIRS} | {left[0]:.3f} |", f"| 1 | {PAIRS - 1} | {left[1]:.3f} |"]
+    run(study, "pools")  # a store without codes
+    assert "- codes wait for texts: run texts first" in figures(study)
+
+
 def test_page__snippets_run_on_a_store(told, monkeypatch):
     page = (Path(__file__).parent.parent / "docs" / "reference" / "sparse_codes.md").read_text()
     snippets = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
