@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from neurolens.pairs.components import head_components, unit_components
     from neurolens.pairs.describing import describe_unit
     from neurolens.pairs.exported import export_pairs
+    from neurolens.pairs.folding import fold_mask, pool_state
     from neurolens.pairs.following import direction_change, text_history
     from neurolens.pairs.heads import head_contributions
     from neurolens.pairs.measure import scalars
@@ -67,6 +68,7 @@ _HOMES = {
     "encoder_of": "text_encoders",
     "export_pairs": "exported",
     "factors": "writing",
+    "fold_mask": "folding",
     "head_components": "components",
     "head_contributions": "heads",
     "head_similarity": "patch_logits",
@@ -86,6 +88,7 @@ _HOMES = {
     "phrase_set": "opened",
     "phrase_share": "shift",
     "pool_of": "adapters",
+    "pool_state": "folding",
     "rank_curve": "ranks",
     "read_embeddings": "phrases",
     "read_phrases": "phrases",
@@ -139,6 +142,7 @@ __all__ = [
     "encoder_of",
     "export_pairs",
     "factors",
+    "fold_mask",
     "head_components",
     "head_contributions",
     "head_similarity",
@@ -158,6 +162,7 @@ __all__ = [
     "phrase_set",
     "phrase_share",
     "pool_of",
+    "pool_state",
     "rank_curve",
     "read_embeddings",
     "read_phrases",

@@ -18,12 +18,13 @@ Array = npt.NDArray[Any]
 HEAD_DIM = 64
 """Of all of OpenAI's networks."""
 PREFIXES = ("visual.attnpool.", "attnpool.", "")
-_NAMES = {
+NAMES = {
     **{f"{kind}_{of}": f"{of}_proj.{name}" for of in "qkv" for kind, name in (("W", "weight"), ("b", "bias"))},
     "W_o": "c_proj.weight",
     "b_o": "c_proj.bias",
     "positions": "positional_embedding",
 }
+"""What OpenAI calls the fields of a Pool."""
 
 
 def pool_of(source: Any, *, heads: int | None = None) -> Pool:
@@ -108,13 +109,13 @@ def state_pool(state: Mapping[str, Any], *, heads: int | None = None) -> Pool:
     SchemaError
         If there is no attention pool in it, as in that of a ViT.
     """
-    prefix = next((p for p in PREFIXES if p + _NAMES["W_o"] in state), None)
+    prefix = next((p for p in PREFIXES if p + NAMES["W_o"] in state), None)
     if prefix is None:
         raise SchemaError(_no_pool_in(state))
-    missing = [prefix + name for name in _NAMES.values() if prefix + name not in state]
+    missing = [prefix + name for name in NAMES.values() if prefix + name not in state]
     if missing:
         raise SchemaError(f"the state dict has no {missing[0]!r} ({len(missing)} are missing); give all of the pool's")
-    arrays: dict[str, Any] = {ours: as_array(state[prefix + name]) for ours, name in _NAMES.items()}
+    arrays: dict[str, Any] = {ours: as_array(state[prefix + name]) for ours, name in NAMES.items()}
     width = len(arrays["W_q"])
     if heads is None and width % HEAD_DIM:
         raise SchemaError(f"the queries have {width} dims, no multiple of {HEAD_DIM}; say how many heads= there are")
@@ -286,5 +287,5 @@ def _no_pool_in(state: Mapping[str, Any]) -> str:
         )
     return (
         f"found no attention pool among {len(state)} names such as {sorted(map(str, state))[:3]}; needed "
-        f"'{PREFIXES[0]}{_NAMES['W_o']}' and its like, or the fields of a Pool"
+        f"'{PREFIXES[0]}{NAMES['W_o']}' and its like, or the fields of a Pool"
     )
