@@ -24,7 +24,7 @@ from neurolens.errors import (
     ModelMismatchError,
     StudyError,
 )
-from neurolens.pairs import pool_of, scalars
+from neurolens.pairs import pool_of
 from neurolens.study import CheckpointFile, Checkpoints, Model, Study
 from neurolens.weights import fill, read_state
 
@@ -73,26 +73,20 @@ def archive(network: torch.nn.Module, path: Path) -> Path:
     return path
 
 
-def test_build__the_real_rn50_of_open_clip_adds_up_to_its_embedding():
-    network = models.build(Model(name="open_clip/RN50"), seed=0)
-    module, shown = network.module.eval(), network.preprocessing
-    assert isinstance(module, open_clip.CLIP)
-    assert (network.channels, network.input_size) == (3, 224)
-    assert (shown.resize, shown.crop, shown.interpolation) == (224, 224, "bicubic")
+def test_build__is_open_clips_class_with_its_preprocessing(tiny):
+    network = models.build(TINY, seed=0)
+    shown = network.preprocessing
+    assert isinstance(network.module, open_clip.CLIP)
+    assert (network.channels, network.input_size) == (3, 32)
+    assert (shown.resize, shown.crop, shown.interpolation) == (32, 32, "bicubic")
     assert (shown.mean, shown.std) == (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     assert network.description == {
         "name": "open_clip/RN50",
-        "quick_gelu": False,
-        "image_size": 224,
+        "quick_gelu": True,
+        "image_size": 32,
         "preprocessing": shown.model_dump(mode="json"),
     }
-    maps = []
-    module.visual.attnpool.register_forward_pre_hook(lambda _, given: maps.append(given[0]))
-    with torch.no_grad():
-        embedding = module(torch.randn(1, 3, 224, 224))
-    pool = pool_of(module)
-    assert (pool.units, pool.heads, pool.features, pool.tokens) == (2048, 32, 1024, 50)
-    assert float(scalars(pool, maps[0], embedding=embedding)["completeness"].max()) < 1e-5
+    assert pool_of(network.module).features == 24
 
 
 def test_build__shows_images_as_open_clip_does(tiny):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from pairs_cases import random_maps, random_pool
 
+from neurolens import models
 from neurolens.errors import MissingExtraError, ModelMismatchError, SchemaError
 from neurolens.pairs import (
     Pool,
@@ -17,6 +18,7 @@ from neurolens.pairs import (
     state_pool,
     timm_pool,
 )
+from neurolens.study import Model
 
 open_clip = pytest.importorskip("open_clip", reason="the extra 'clip' is not installed")
 timm = pytest.importorskip("timm", reason="the extra 'clip' is not installed")
@@ -54,8 +56,10 @@ def test_open_clip_pool__adds_up_to_encode_image():
 
 
 def test_open_clip_pool__of_the_real_rn50():
-    torch.manual_seed(0)
-    model = open_clip.create_model("RN50", pretrained=None).eval()
+    network = models.build(Model(name="open_clip/RN50"), seed=0)
+    model = network.module.eval()
+    assert isinstance(model, open_clip.CLIP)
+    assert network.description["image_size"] == network.input_size == 224
     pool = open_clip_pool(model)
     assert (pool.units, pool.heads, pool.features, pool.tokens, pool.head_dim) == (2048, 32, 1024, 50, 64)
     maps, embedding = last_maps(model, torch.randn(2, 3, 224, 224))
