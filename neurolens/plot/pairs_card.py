@@ -98,7 +98,7 @@ def _bars(ax: Axes, described: xr.Dataset, heads: list[int]) -> None:
     ax.grid(visible=False)
     ax.set_ylabel("head")
     silent = f"\n× {int(dead.sum())} dead" if dead.any() else ""
-    ax.set_xlabel(f"norm, mean of top {described.attrs.get('top', 50)} [embedding]{silent}", fontsize=9)
+    ax.set_xlabel(f"norm, top {described.attrs.get('top', 50)} images{silent}", fontsize=9)
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from neurolens.errors import SchemaError
 from neurolens.plot.style import (
@@ -132,7 +132,7 @@ def reconstruction_curve(curve: xr.Dataset, *, identity: bool = True, ax: Axes |
         ax.xaxis.set_major_locator(FixedLocator(ranks.tolist()))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        percent_axis(ax.yaxis)
+        ax.yaxis.set_major_formatter(PercentFormatter(1))  # as many decimals as the range needs
         ax.set_xlabel("components of each unit")
         ax.set_ylabel(f"zero-shot accuracy, {int(curve['count']):,} images")
         ax.set_title("Reconstruction by rank")
@@ -169,7 +169,8 @@ def norm_histogram(norms: xr.DataArray, dead: xr.DataArray | None = None, *, ax:
         ax = new_axes(ax, size=(6.0, 3.6))
         ax.set_title("Norms of pairs", pad=18)
         words = f"{int(gone.sum()):,} of {gone.size:,} pairs {'is' if gone.sum() == 1 else 'are'} dead"
-        ax.set_xlabel(f"mean of a pair's largest centred contributions [embedding]\n{words}, and not drawn")
+        below = f"{words}, and not drawn" if gone.any() else f"none of {gone.size:,} pairs is dead"
+        ax.set_xlabel(f"mean of a pair's largest centred contributions [embedding]\n{below}")
         ax.set_ylabel("pairs")
         if not live.size:
             return empty(ax, words)

@@ -143,16 +143,21 @@ def follow(tree: xr.DataTree, pairs: Sequence[tuple[Any, Any]]) -> tuple[xr.Data
     if "texts" not in tree.children or not pairs:
         return change, None
     texts = tree["texts"].to_dataset()
-    sets = Counter(str(name) for name in texts["set"].to_numpy().tolist())
+    sets = [str(name) for name in texts["set"].to_numpy().tolist()]
     if not sets:
         return change, None
     texts = _spaced(texts, int(np.prod(texts["text"].shape[1:])))
     units, heads = (sorted(set(labels)) for labels in zip(*pairs))
     try:
-        history = text_history(pools, unit=units, head=heads, words=sets.most_common(1)[0][0], texts=texts)
+        history = text_history(pools, unit=units, head=heads, words=largest_set(sets), texts=texts)
     except MissingMeasurementError:  # no checkpoint in common
         return change, None
     return change, history[["score"]].compute() if history.sizes[series] > 1 else None
+
+
+def largest_set(sets: Sequence[str]) -> str:
+    """Return the set that most phrases are of, the first of equals."""
+    return Counter(sets).most_common(1)[0][0]
 
 
 def _spaced(cube: xr.Dataset, numbers: int) -> xr.Dataset:

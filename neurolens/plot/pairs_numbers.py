@@ -17,7 +17,7 @@ from neurolens.pairs.retrieval import retrieve, sinks
 from neurolens.pairs.strength import unit_norms
 from neurolens.pairs.text import text_scores
 from neurolens.pairs.writing import vector_norms
-from neurolens.plot.pairs_following import FOLLOWED, follow
+from neurolens.plot.pairs_following import FOLLOWED, follow, largest_set
 from neurolens.sparse_codes.reading import describe
 
 Array = npt.NDArray[Any]
@@ -55,7 +55,8 @@ class PairNumbers:
         than half of these are, 0 a tie. None where neither totals nor scalars are there.
     top : int
     strongest : Dataset over ``pair``, or None
-        ``unit``, ``head``, ``norm``; with phrases ``phrase`` and ``score`` (pair, place), the nearest ones; with codes
+        ``unit``, ``head``, ``norm``; with phrases ``phrase`` and ``score`` (pair, place), the nearest ones of the
+        largest set; with codes
         ``code`` and ``weight`` (pair, place), those that its code has most of.
     retrieved : Dataset by pair
         The images at which the strongest pairs of different units are strongest, by what stands above them.
@@ -170,6 +171,19 @@ def strongest_pairs(strongest: xr.Dataset, count: int) -> list[tuple[int, int]]:
     return list(found.items())[:count]
 
 
+def spoken(ds: xr.Dataset) -> xr.DataArray:
+    """Return the embeddings (phrase, feature) that pairs are told in: of several sets of phrases the largest.
+
+    Another set, as the classes, may say the same things in other words, and all of them twice.
+    """
+    texts = ds["text"].transpose("phrase", "feature")
+    if "set" not in ds.coords:
+        return texts
+    sets = [str(name) for name in ds["set"].to_numpy().tolist()]
+    largest = largest_set(sets)
+    return texts.isel(phrase=[i for i, name in enumerate(sets) if name == largest])
+
+
 def class_texts(ds: xr.Dataset) -> xr.DataArray | None:
     """Return the embeddings (class, feature) of the images' classes, in order; None where no set has all of them.
 
@@ -274,10 +288,10 @@ def _strongest(ds: xr.Dataset, norms: xr.DataArray) -> xr.Dataset:
     out = out.assign_coords(unit_at=("pair", units), head_at=("pair", heads))
     if "text" not in ds or not len(units):
         return out
-    texts, fixed = ds["text"], ds[["value", "output", "constant"]]
+    texts, fixed = spoken(ds), ds[["value", "output", "constant"]]
     count = min(PHRASES, texts.sizes["phrase"])
     words, nearest = _blank(len(units), count)
-    every = ds["words" if "words" in ds.coords else "phrase"].to_numpy()
+    every = texts["words" if "words" in texts.coords else "phrase"].to_numpy()
     for i, (unit, head) in enumerate(zip(units, heads)):
         scores = text_scores(fixed.isel(unit=[unit], head=[head]), texts).to_numpy().ravel()
         best = np.argsort(-scores, kind="stable")[:count]

@@ -13,7 +13,7 @@ from neurolens.plot.pairs_card import card_size, unit_card
 from neurolens.plot.pairs_curves import ablation_curves, norm_histogram, reconstruction_curve
 from neurolens.plot.pairs_following import FOLLOWED, direction_turns, words_over_training
 from neurolens.plot.pairs_images import ImagesById, gallery_size, retrieval_gallery
-from neurolens.plot.pairs_numbers import READ, RESAMPLES, PairNumbers, strongest_pairs
+from neurolens.plot.pairs_numbers import READ, RESAMPLES, PairNumbers, spoken, strongest_pairs
 from neurolens.plot.picture import Picture
 from neurolens.plot.style import new_figure, styled
 
@@ -76,7 +76,8 @@ def card_picture(
     DataError
         If an image is not there.
     """
-    described = describe_unit(given.ds["scalar"], given.ds, unit, texts=given.ds.get("text"), heads=heads, images=count)
+    texts = spoken(given.ds) if "text" in given.ds else None
+    described = describe_unit(given.ds["scalar"], given.ds, unit, texts=texts, heads=heads, images=count)
     figure = new_figure(card_size(described))
     unit_card(described, images, told=told, figure=figure)
     loudest = ", ".join(str(row) for row in described["row"].to_numpy()[1:])
