@@ -146,6 +146,18 @@ def test_run__costs_nothing_for_phrases_that_were_removed_and_come_back(study):
     assert run(sets(study, words=phrases(["curved", "odd"]))) == []
 
 
+def test_run__goes_on_without_a_phrase_that_cannot_be_embedded(study):
+    materials = rows.gather(load_study(sets(study, words=phrases([*WORDS, "small", "a dog"]))), "texts")
+    store = rows.open_for_writing(materials.study)
+    failed = rows.run_rows(materials, rows.plan(materials, store).todo, store)
+    assert [result.outcome for result in failed] == ["failed"] * 2
+    assert "has no phrase 'a dog'" in failed[0].why
+    assert run(sets(study, words=phrases([*WORDS, "small"]))) == [(0, 4), (1, 4)]
+    ds = opened(study)
+    assert ds.measured.all()
+    np.testing.assert_allclose(ds.text.sel(epoch=0), expected(study, 0, [*WORDS, "small"]), atol=1e-6)
+
+
 def test_ledger_table__leaves_out_blocks_that_are_not_named(study):
     run(sets(study, words=phrases(WORDS[1:])))
     write_checkpoint(study, 2)
