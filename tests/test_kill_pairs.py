@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import codes_study
 import numpy as np
 import pytest
 from conftest import write_samples
@@ -129,4 +130,22 @@ def test_run_rows__of_texts_are_taken_up_where_they_were_killed(
     process.join()
     heard.close()
     assert {result.row.id for result in run(killed, "texts")} <= set(rows)
+    stores_equal(load_study(killed).store.url, load_study(undisturbed).store.url)
+
+
+def test_run_rows__of_codes_are_taken_up_where_they_were_killed(
+    tmp_path: Path, stores_equal: Callable[..., None]
+) -> None:
+    text = codes_study.TEXT.replace("block = 24", "block = 12")
+    killed, undisturbed = (write_study(tmp_path / name, checkpoints=1, text=text) for name in ("one", "other"))
+    for path in (killed, undisturbed):
+        run(path, "texts")
+    rows = [result.row.id for result in run(undisturbed, "codes")]
+    assert len(rows) == 6
+    process, heard = started(killed, "codes")
+    time.sleep(random.Random(3).uniform(0.5, 1.5))
+    process.kill()
+    process.join()
+    heard.close()
+    assert {result.row.id for result in run(killed, "codes")} <= set(rows)
     stores_equal(load_study(killed).store.url, load_study(undisturbed).store.url)
