@@ -90,8 +90,8 @@ def measure(
 ) -> dict[str, Array]:
     """Read the pool of one checkpoint, and add the scalars of its pairs up over all images.
 
-    Besides what the network takes for a batch, and `scalars` for its images, no more is held than
-    (40·ranks + 100)·heads·units bytes: 310 MB for RN50x16 at 50 ranks.
+    Besides the pool's matrices, what the network takes for a batch, and `scalars` for its images, no more is held than
+    (50·ranks + 100)·heads·units bytes: 383 MB for RN50x16 at 50 ranks.
 
     Parameters
     ----------

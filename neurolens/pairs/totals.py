@@ -16,7 +16,7 @@ _BLOCK = 16384  # pairs whose extremes are sorted at once
 class ScalarTotals:
     """Running mean, spread and the largest and smallest scalars of every pair.
 
-    Memory: 16·ranks bytes a pair, 118 MB for RN50x16 at 50 ranks; up to 40·ranks bytes while batches are taken in and
+    Memory: 16·ranks bytes a pair, 118 MB for RN50x16 at 50 ranks; up to 50·ranks bytes while batches are taken in and
     when what is known is returned.
 
     Parameters
