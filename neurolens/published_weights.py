@@ -32,7 +32,10 @@ def published(name: str, *, download: bool) -> Path:
     try:
         url: str = torchvision.models.get_weight(name).url
     except (ValueError, KeyError, TypeError):
-        raise StudyError(f"torchvision has no weights {name!r}; {nearest(name, _names())}") from None
+        raise StudyError(
+            f"torchvision has no weights {name!r}; {nearest(name, _names())} Those of open_clip are named by network "
+            "and tag, as 'open_clip/RN50/openai'"
+        ) from None
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     begins = found[1] if (found := torch.hub.HASH_REGEX.search(path.name)) else ""
     if not path.is_file():

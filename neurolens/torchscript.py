@@ -32,7 +32,7 @@ _STORAGES = {
         "Bool": torch.bool,
     }.items()
 }
-_LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
+_LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
 _NAMES = re.compile(r'"([^"\n]*)"')
 _CLASS = re.compile(
     r"^class (\w+)\(Module\):\n {2}__parameters__ = \[([^\]\n]*)\]\n(?: {2}__buffers__ = \[([^\]\n]*)\]\n)?", re.M
@@ -123,7 +123,7 @@ def _unpickled(content: bytes, storage: Callable[[str, torch.dtype, int], Any]) 
                 return tensor
             if module == "torch" and name in _STORAGES:
                 return _STORAGES[name]
-            if module == "torch.jit._pickle" and name in (*_LISTS, "restore_type_tag"):
+            if (module, name) == ("torch", "device") or (module == "torch.jit._pickle" and name in _LISTS):
                 return first
             if (module, name) == ("collections", "OrderedDict"):
                 return nothing

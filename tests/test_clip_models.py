@@ -237,6 +237,16 @@ def test_read_state__of_an_archive_that_executes_code_is_refused_and_nothing_is_
     assert not mark.exists()
 
 
+def test_read_state__of_an_archive_reads_nothing_beyond_a_tensors_own_bytes(tmp_path):
+    path = plain_archive(tmp_path / "plain.pt")
+    with zipfile.ZipFile(path) as held:
+        content = held.read("plain/data.pkl")
+    assert content.count(b"(K\x03K\x02t") == 1  # the shape of the weights
+    larger = content.replace(b"(K\x03K\x02t", b"(K\x7fK\x02t")
+    with pytest.raises(CheckpointError, match=r"cannot be read without its code \(RuntimeError"):
+        read_state(rewritten(path, tmp_path / "larger.pt", {"data.pkl": larger}))
+
+
 def test_read_state__of_an_archive_that_needs_its_code_is_read_by_torch_on_trust(tmp_path, monkeypatch):
     path = plain_archive(tmp_path / "plain.pt")
     expected = read_state(path)
