@@ -3,6 +3,10 @@
 All numbers are those of real pools on random maps, so that contributions add up to the embeddings.
 """
 
+import atexit
+import functools
+import shutil
+import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -149,6 +153,15 @@ def write_pairs_store(
             chosen = tuple(np.transpose(coded))
             write(schema.CODES, ("codes",), 0, at, {name: told[name].to_numpy()[chosen] for name in told})
     return store
+
+
+@functools.cache
+def pairs_run() -> str:
+    """A store with all cubes, written once; it is not to be changed."""
+    place = tempfile.mkdtemp(prefix="pairs-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    write_pairs_store(Path(place) / "run")
+    return str(Path(place) / "run")
 
 
 def pool_row(pool: Pool, found: xr.Dataset, with_totals: bool = True, ranks: int = RANKS) -> dict[str, np.ndarray]:

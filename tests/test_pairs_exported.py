@@ -7,7 +7,19 @@ import pytest
 import torch
 import xarray as xr
 from pairs_cases import golden_maps, golden_pool
-from pairs_cube_cases import EPOCHS, FEATURES, HEADS, SETS, UNITS, codes, measured, pools, text, write_pairs_store
+from pairs_cube_cases import (
+    EPOCHS,
+    FEATURES,
+    HEADS,
+    SETS,
+    UNITS,
+    codes,
+    measured,
+    pairs_run,
+    pools,
+    text,
+    write_pairs_store,
+)
 from scipy.sparse import load_npz
 from typer.testing import CliRunner
 
@@ -17,10 +29,8 @@ from neurolens.pairs import export_pairs, factors, majority, pair_means, pair_no
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    place = tmp_path_factory.mktemp("exported") / "run"
-    write_pairs_store(place, epochs=(0, 10), options=())
-    return str(place)
+def url():
+    return pairs_run()
 
 
 def cubes(pool, scalar):
@@ -158,4 +168,4 @@ def test_command__writes_the_files(tmp_path, url):
     assert "--sign 'most' is unknown" in said
     code, said = invoke(url, tmp_path / "other", "--epoch", 3)
     assert code == 2
-    assert "no epoch 3; there is 0, 10" in said
+    assert "no epoch 3; there is 0, 5, 10" in said

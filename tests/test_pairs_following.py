@@ -40,7 +40,7 @@ def url(tmp_path_factory):
 
 
 @given(seed=st.integers(0, 99), heads=st.integers(1, 3), dim=st.integers(1, 3), reference=st.integers(0, 2))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_direction_change__is_that_of_whole_vectors(seed, heads, dim, reference):
     made = [random_pool(4, heads, dim, 5, seed=seed + i) for i in range(3)]
     u = [vectors(pool) for pool in made]
