@@ -9,11 +9,13 @@ from pairs_cube_cases import write_pairs_store
 from PIL import Image
 from typer.testing import CliRunner
 
-from neurolens import pairs
+from neurolens import open_run, pairs
 from neurolens.cli import app
 from neurolens.errors import SchemaError, StoreError
 from neurolens.report import write_images
+from neurolens.report.next_steps import next_steps
 from neurolens.report.pair_images import TABLE
+from neurolens.study import load_study
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,6 @@ def ds():
 def study(tmp_path_factory):
     """A study of digits, and a store by it whose images are the first of them."""
     from neurolens.data import open_samples
-    from neurolens.study import load_study
 
     folder = tmp_path_factory.mktemp("run")
     path = folder / "study.toml"
@@ -127,3 +128,13 @@ def test_export_images__writes_pictures_of_the_study(study, tmp_path):
     code, said = run("export", "images", study, tmp_path / "out")
     assert code == 2
     assert "name the units" in said
+
+
+def test_next_steps__look_at_units_and_phrases(study):
+    loaded = load_study(study)
+    run_of = open_run(loaded.store.url)
+    cubes = {name: run_of[name].to_dataset() for name in run_of.children}
+    told = [step.code for step in next_steps(loaded, loaded.store.url, "study.toml", [], cubes)]
+    assert {"neurolens card study.toml", "neurolens retrieve study.toml --phrase right"} <= set(told)
+    told = [step.code for step in next_steps(None, loaded.store.url, "study.toml", [], cubes)]
+    assert not [code for code in told if "card" in code]

@@ -1,5 +1,6 @@
 """What would tell more of a run: commands and code to try next."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ def next_steps(
         steps += _of_units(study, url, study_file)
     if "total" in cubes.get("attributions", ()):
         steps += _of_attributions(url, study_file if study is not None else url)
+    if study is not None and "scalar" in cubes.get("pairs", ()) and "value" in cubes.get("pools", ()):
+        steps += _of_pairs(study_file, cubes)
     return [*steps, *_of_study(study, study_file), _kept(study, url, study_file)]
 
 
@@ -88,6 +91,18 @@ def _of_attributions(url: str, run: str) -> list[Step]:
     steps = [Step("Choose the filter with the largest effect on half of the classes, and test it on the others:", code)]
     panels = "Look at the maps of twenty images, evenly spaced:"
     return [*steps, Step(panels, f"neurolens plot {run} --only attributions --panels 20")]
+
+
+def _of_pairs(study_file: str, cubes: Mapping[str, xr.Dataset]) -> list[Step]:
+    steps = [
+        Step("Look at the loudest units, or with --unit at one: heads, words, images:", f"neurolens card {study_file}")
+    ]
+    texts = cubes.get("texts")
+    if texts is not None and texts.sizes.get("phrase"):
+        words = str(texts["words"].to_numpy()[-1])
+        code = f"neurolens retrieve {study_file} --phrase {shlex.quote(words)}"
+        steps.append(Step("At which images do the pairs of a phrase say most?", code))
+    return steps
 
 
 def _of_study(study: Study | None, study_file: str) -> list[Step]:
