@@ -64,8 +64,8 @@ def test_fold_mask__without_means_leaves_the_biases():
 
 def test_pool_state__goes_into_a_network():
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 1), torch.nn.ReLU(), AttentionPool2d(8, 2, 5, grid=(2, 3)))
-    images = torch.rand(7, 1, 2, 3)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 1), torch.nn.ReLU(), AttentionPool2d(8, 2, 5, grid=(2, 2)))
+    images = torch.rand(7, 1, 2, 2)
     with torch.no_grad():
         pool, maps = pool_of(network), network[:2](images)
         scalar = scalars(pool, maps, embedding=network(images))["scalar"]
