@@ -251,11 +251,13 @@ def test_key_figures__say_what_phrases_leave_of_a_pair(told, study):
     assert "- codes wait for texts: run texts first" in figures(study)
 
 
-def test_page__snippets_run_on_a_store(told, monkeypatch):
-    page = (Path(__file__).parent.parent / "docs" / "reference" / "sparse_codes.md").read_text()
+@pytest.mark.parametrize("name", ["reference/sparse_codes.md", "how-to/codes.md"])
+def test_pages__have_snippets_that_run_on_a_store(told, monkeypatch, name):
+    page = (Path(__file__).parent.parent / "docs" / name).read_text()
     snippets = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     run(told, "pairs", "pairs={}")
     monkeypatch.chdir(told.parent)
     assert len(snippets) == 3
+    names: dict[str, object] = {}
     for snippet in snippets:
-        exec(snippet, {})
+        exec(snippet, names)
