@@ -124,6 +124,26 @@ class PairMethods:
         given = self._labels(vectors, labels)
         return ablation_curve(self._pairs(), self._data, vectors, given, score=score, **options)
 
+    def rank_curve(self, texts: Any = "classes", *, labels: Any = None, **options: Any) -> xr.Dataset:
+        """Accuracy by the number of components of each unit: `neurolens.pairs.rank_curve`."""
+        from neurolens.pairs import rank_curve
+
+        vectors = self._texts(texts)
+        return rank_curve(self._pairs()["scalar"], self._data, vectors, self._labels(vectors, labels), **options)
+
+    def head_contributions(self) -> xr.DataArray:
+        """What each head writes at each image: `neurolens.pairs.head_contributions`."""
+        from neurolens.pairs import head_contributions
+
+        return head_contributions(self._pairs(), self._data)
+
+    def describe_unit(self, unit: Any, texts: Any = None, **options: Any) -> xr.Dataset:
+        """A unit with its loudest heads, their phrases and images: `neurolens.pairs.describe_unit`."""
+        from neurolens.pairs import describe_unit
+
+        vectors = None if texts is None and "text" not in self._data else self._texts(texts)
+        return describe_unit(self._pairs()["scalar"], self._data, unit, texts=vectors, **options)
+
     def text_scores(self, texts: Any = None, **options: Any) -> xr.DataArray:
         """How near each pair is to each phrase: `neurolens.pairs.text_scores`."""
         from neurolens.pairs import text_scores

@@ -35,6 +35,8 @@ def test_lens__is_the_function_of_the_same_name(ds):
     same(lens.unit_components(k=2), pairs.unit_components(ds, ds, k=2))
     same(lens.head_components(k=1), pairs.head_components(ds, ds, k=1))
     directions = pairs.unit_components(ds, ds, k=1)["direction"]
+    same(lens.head_contributions(), pairs.head_contributions(ds, ds))
+    same(lens.describe_unit(3, heads=2, top=4), pairs.describe_unit(ds["scalar"], ds, 3, texts=text, heads=2, top=4))
     same(lens.reconstruct(directions), pairs.reconstruct(ds, ds, directions))
     same(lens.text_scores(scale="dot"), pairs.text_scores(ds, text, scale="dot"))
     same(lens.logit_attribution(), pairs.logit_attribution(ds, ds, text))
@@ -72,6 +74,7 @@ def test_lens__classifies_with_the_labels_of_the_images(ds):
     classes = pairs.phrase_set(ds, "classes")
     exact = pairs.zero_shot(ds["embedding"], classes, LABELS)
     same(ds.lens.zero_shot(), exact)
+    same(ds.lens.rank_curve(ranks=(2,)), pairs.rank_curve(ds["scalar"], ds, classes, LABELS, ranks=(2,)))
     same(ds.lens.zero_shot(classes.to_numpy()), exact)
     keep = pairs.percentile_mask(pairs.pair_norms(ds, ds, top=5), 50)
     left = ds.lens.ablate(percentile=50, top=5)

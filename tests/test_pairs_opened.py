@@ -33,9 +33,11 @@ from neurolens.pairs import (
     class_pairs,
     codes_at,
     dead_pairs,
+    describe_unit,
     directions,
     factors,
     head_components,
+    head_contributions,
     heat_maps,
     inertia,
     logit_attribution,
@@ -46,6 +48,7 @@ from neurolens.pairs import (
     percentile_mask,
     phrase_set,
     phrase_share,
+    rank_curve,
     reconstruct,
     retrieve,
     sinks,
@@ -60,7 +63,7 @@ from neurolens.pairs import (
     vector_norms,
     zero_shot,
 )
-from neurolens.sparse_codes import describe, sparse_codes
+from neurolens.sparse_codes import describe, sparse_codes, text_span
 from neurolens.store import open_store
 
 
@@ -193,6 +196,18 @@ def test_at__says_what_failed(tmp_path):
         at(tmp_path / "run", epoch=0)
 
 
+def test_at__of_float16_is_near(tmp_path, plain):
+    write_pairs_store(tmp_path / "run", epochs=(10,), cubes=("pools", "pairs"), options=(), encoding="float16")
+    found = at(tmp_path / "run")
+    assert found["scalar"].dtype == np.float16
+    np.testing.assert_allclose(pair_norms(found, found, top=5), pair_norms(plain, plain, top=5), rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(
+        retrieve(found, found, unit=2, k=3)["strength"][0],
+        retrieve(plain, plain, unit=2, k=3)["strength"][0],
+        rtol=2e-3,
+    )
+
+
 def test_at__knows_checkpoints_by_step(tmp_path):
     write_pairs_store(tmp_path / "run", cubes=("pools",), series="step")
     assert int(at(tmp_path / "run", step=5)["step"]) == 5
@@ -270,11 +285,15 @@ def scored(ds):
     yield "sinks", sinks(ds["attention"])["entropy"]
     yield "share", phrase_share(scalar, ds, texts, k=3, bias=True)
     yield "share of stored", phrase_share(scalar, ds, texts, k=3, embedding=ds["embedding"])
+    yield "heads", head_contributions(scalar, ds)
+    yield "span", text_span(head_contributions(scalar, ds)[:, 1], texts, atoms=2)["captured"]
+    yield "ranks", rank_curve(scalar, ds, texts[:3], ds["label"], ranks=(1, 2))["share"]
+    yield "unit", describe_unit(scalar, ds, 3, texts=texts, heads=2, phrases=2, images=3, top=5)["strength"]
     yield "codes", sparse_codes(directions(ds)["direction"], texts, atoms=2)["value"]
 
 
 LAZY = ("directions", "majority", "sign", "vectors", "norms", "means", "dead", "strengths", "unit strengths")
-LAZY = (*LAZY, "unit norms", "ablate", "text scores", "logits", "sinks", "share", "share of stored", "along")
+LAZY = (*LAZY, "heads", "unit norms", "ablate", "text scores", "logits", "sinks", "share", "share of stored", "along")
 
 
 @pytest.fixture(scope="module")
