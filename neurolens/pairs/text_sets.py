@@ -66,7 +66,13 @@ def study_phrases(name: str, table: PhraseSet, data: Data) -> "Phrases":
     chosen = distinct(words, kept, where, mend='set repeated = "drop", or "keep" where they are names of classes')
     if table.embeddings is None:
         return Phrases(chosen, _templates(where, table.templates))
-    found = read_embeddings(table.embeddings, words).to_numpy()
+    found = read_embeddings(table.embeddings).to_numpy()
+    if len(found) != len(words):
+        turned = "; save it transposed" if found.shape[1] == len(words) else ""
+        raise DataError(
+            f"{table.embeddings} has {len(found)} rows of {found.shape[1]} features, and {where} has {len(words)} "
+            f"phrases; a row per phrase was needed, in their order{turned}"
+        )
     if len(chosen) < len(words):
         at = {phrase: place for place, phrase in reversed(list(enumerate(words)))}
         found = found[[at[phrase] for phrase in chosen]]
