@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from neurolens import checkpoints, clip_models, clip_weights, models, quick_gelu, torchscript
+from neurolens import checkpoints, clip_models, clip_weights, models, quick_gelu, rows, torchscript
 from neurolens.data import study_samples
 from neurolens.data.batching import normalisation, normalise, prepare
 from neurolens.errors import (
@@ -354,3 +354,18 @@ def test_require_fitting__names_the_other_network_or_activation(tiny):
             plain,
             (CheckpointFile(weights="open_clip/ViT-B-16-SigLIP/webli", epoch=0),),
         )
+
+
+def test_gather__refuses_published_weights_of_another_activation_before_anything_is_measured(server):
+    files = [{"weights": NAME, "epoch": 0}]
+    study = {"checkpoints": {"files": files, "download": True}, "pools": {"totals": False}}
+    with pytest.raises(ModelMismatchError, match="trained with QuickGELU"):
+        rows.gather(Study.model_validate(study | {"model": {"name": "open_clip/RN50"}}), "pools")
+    materials = rows.gather(Study.model_validate(study | {"model": TINY.model_dump()}), "pools")
+    assert materials.series.positions == (0,)
+    assert {dim: len(axis) for dim, axis in materials.axes.items()} == {
+        "head": 16,
+        "d": 16,
+        "unit": 256,
+        "feature": 24,
+    }
