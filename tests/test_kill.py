@@ -14,7 +14,7 @@ import conftest
 import numpy as np
 import psutil
 import pytest
-from kill_cases import Process, finish, kill, started, write_fake_checkpoints
+from kill_cases import Engine, finish, kill, started, write_fake_checkpoints
 
 from neurolens import rows
 from neurolens.rows import working
@@ -50,7 +50,7 @@ working._Bench.set_threads = lambda self: None
 rows.gathering.device = lambda compute: "cpu"
 
 class Network:
-    description = {"name": "none"}
+    description, module = {"name": "none"}, None
 
 class Models:
     build = staticmethod(lambda table: Network())
@@ -73,7 +73,21 @@ for result in rows.run_rows(materials, todo, store):
 """
 
 
-def engine(path: Path) -> Process:
+# What the process that engines are forked off has: its other threads, and the files that it has open.
+PARENT = """
+import os, psutil
+from pathlib import Path
+print("begin")
+parent = psutil.Process(os.getppid())
+for thread in parent.threads():
+    if thread.id != parent.pid:
+        print(Path(f"/proc/{parent.pid}/task/{thread.id}/comm").read_text().strip())
+for file in parent.open_files():
+    print(file.path)
+"""
+
+
+def engine(path: Path) -> Engine:
     return started(ENGINE, path)
 
 
@@ -81,6 +95,14 @@ def change(home: Path) -> None:
     """Change some checkpoints, and add samples: rows are overwritten, and a block is appended."""
     write_fake_checkpoints(home, ROWS // 2, salt="changed ")
     conftest.write_samples(home, np.arange(40))
+
+
+def test_started__forks_off_a_process_that_has_run_nothing(make_study: MakeStudy) -> None:
+    path = make_study(checkpoints=0)
+    write_fake_checkpoints(path.parent, 1)
+    assert len(finish(engine(path))) == 1
+    # pyarrow's allocator alone starts a thread where it is imported: no store was opened, and no operation run
+    assert set(finish(started(PARENT))) <= {"jemalloc_bg_thd"}
 
 
 def test_run_rows__survives_kills_at_random_moments(make_study: MakeStudy, stores_equal: Callable[..., None]) -> None:

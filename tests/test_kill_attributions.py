@@ -1,12 +1,11 @@
 """Kill −9 while clusters are found and attributions measured: what is left ends as it should."""
 
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from attribution_study import TEXT
-from kill_cases import Process, finish, kill, started
+from kill_cases import Engine, finish, kill, started, timed
 
 from neurolens.study import load_study
 
@@ -27,8 +26,8 @@ for cube in ("clusters", "attributions"):
 """
 
 
-def engine(path: Path, *overrides: str) -> Process:
-    environment = {"XDG_CACHE_HOME": str(path.parent / "cache"), "OMP_NUM_THREADS": "1"}
+def engine(path: Path, *overrides: str) -> Engine:
+    environment = {"XDG_CACHE_HOME": str(path.parent / "cache")}
     return started(ENGINE, path, *overrides, environment=environment)
 
 
@@ -36,13 +35,11 @@ def test_run__of_attributions_survives_kills_at_random_moments(
     make_study: Callable[..., Path], stores_equal: Callable[..., None]
 ) -> None:
     killed, undisturbed = (make_study(name, checkpoints=2, text=TEXT) for name in ("killed", "undisturbed"))
-    began = time.perf_counter()
-    done = finish(engine(undisturbed))
-    lasted = time.perf_counter() - began
+    done, lasted = timed(engine(undisturbed))
     assert len(done) == 2 + 2 * 3
     moments = random.Random(2)
     for _ in range(KILLS):
-        kill(lambda: engine(killed), moments.uniform(0, lasted / 3))
+        kill(lambda: engine(killed), moments.uniform(0, lasted))
     finish(engine(killed))
     assert finish(engine(killed)) == []
     stores_equal(load_study(killed).store.url, load_study(undisturbed).store.url)
@@ -55,12 +52,11 @@ def test_run__with_another_k_survives_kills_and_measures_each_row_once(
     killed, undisturbed = (make_study(name, checkpoints=2, text=TEXT) for name in ("killed", "undisturbed"))
     for path in (killed, undisturbed):
         finish(engine(path))
-    began = time.perf_counter()
-    assert len(finish(engine(undisturbed, more))) == 2 + 2 * 3
-    lasted = time.perf_counter() - began
+    done, lasted = timed(engine(undisturbed, more))
+    assert len(done) == 2 + 2 * 3
     moments = random.Random(3)
     for _ in range(KILLS):
-        kill(lambda: engine(killed, more), moments.uniform(0, lasted / 3))
+        kill(lambda: engine(killed, more), moments.uniform(0, lasted))
     finish(engine(killed, more))
     assert finish(engine(killed, more)) == []
     stores_equal(load_study(killed).store.url, load_study(undisturbed).store.url)

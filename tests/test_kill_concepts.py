@@ -1,12 +1,11 @@
 """Kill −9 while labels are decoded, thresholds taken and checkpoints dissected: what is left ends as it should."""
 
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from concept_study import STUDY, write_study
-from kill_cases import Process, finish, kill, started
+from kill_cases import Engine, finish, kill, started, timed
 
 from neurolens.study import load_study
 
@@ -28,8 +27,8 @@ for cube in ("concepts", "effects"):
 """
 
 
-def engine(path: Path) -> Process:
-    environment = {"XDG_CACHE_HOME": str(path.parent / "cache"), "OMP_NUM_THREADS": "1"}
+def engine(path: Path) -> Engine:
+    environment = {"XDG_CACHE_HOME": str(path.parent / "cache")}
     return started(ENGINE, path, environment=environment)
 
 
@@ -37,13 +36,11 @@ def test_run__of_concepts_and_effects_survives_kills_at_random_moments(
     tmp_path: Path, stores_equal: Callable[..., None]
 ) -> None:
     killed, undisturbed = (write_study(tmp_path / name, checkpoints=4, text=TEXT) for name in ("killed", "undisturbed"))
-    began = time.perf_counter()
-    done = finish(engine(undisturbed))
-    lasted = time.perf_counter() - began
+    done, lasted = timed(engine(undisturbed))
     assert {line.split()[0] for line in done} == {"concepts", "effects"}
     moments = random.Random(1)
     for _ in range(KILLS):
-        kill(lambda: engine(killed), moments.uniform(0, lasted / 3))
+        kill(lambda: engine(killed), moments.uniform(0, lasted))
     finish(engine(killed))
     assert finish(engine(killed)) == []
     stores_equal(load_study(killed).store.url, load_study(undisturbed).store.url)

@@ -8,7 +8,7 @@ from pathlib import Path
 import conftest
 import numpy as np
 import pytest
-from kill_cases import Process, finish, kill, started, write_fake_checkpoints
+from kill_cases import Engine, finish, kill, started, write_fake_checkpoints
 
 from neurolens.study import load_study
 
@@ -55,7 +55,7 @@ working._Bench.set_threads = lambda self: None
 rows.gathering.device = lambda compute: "cpu"
 
 class Network:
-    description = {"name": "none"}
+    description, module = {"name": "none"}, None
 
 class Models:
     build = staticmethod(lambda table: Network())
@@ -102,7 +102,7 @@ for cube in sys.argv[2:]:
 """
 
 
-def engine(path: Path, *cubes: str) -> Process:
+def engine(path: Path, *cubes: str) -> Engine:
     return started(ENGINE, path, *cubes)
 
 
