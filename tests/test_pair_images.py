@@ -36,7 +36,7 @@ def study(tmp_path_factory):
         '[store]\nurl = "store.icechunk"\n'
     )
     ids = open_samples(load_study(path).data).ids
-    write_pairs_store(folder / "store.icechunk", ids=np.asarray(ids))
+    write_pairs_store(folder / "store.icechunk", ids=np.asarray(ids), epochs=(10,), options=())
     return path
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from pair_picture_cases import CLASSES, pair_dataset
-from pairs_cube_cases import HEADS, IMAGES, RANKS, UNITS, write_pairs_store
+from pairs_cube_cases import HEADS, IMAGES, RANKS, UNITS, pairs_run, write_pairs_store
 
 from neurolens import open_run, pairs, plot
 from neurolens.errors import DataError, MissingMeasurementError
@@ -23,11 +23,17 @@ def close_figures():
     plt.close("all")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs_numbers, "DRAWS", 1)
+        patch.setattr(pairs_numbers, "RESAMPLES", 50)
+        yield
+
+
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    url = tmp_path_factory.mktemp("run") / "store"
-    write_pairs_store(url)
-    return url
+def store():
+    return pairs_run()
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +114,13 @@ def test_pair_numbers__without_totals_are_of_the_scalars(tmp_path, given):
 
 
 def test_pair_numbers__are_of_the_last_checkpoint_that_all_cubes_have(tmp_path):
-    write_pairs_store(tmp_path / "store", failed={("pairs", 10, 1)})
+    write_pairs_store(tmp_path / "store", failed={("pairs", 10, 1)}, cubes=("pools", "pairs"), epochs=(5, 10))
     run = open_run(tmp_path / "store")
     assert plot.pair_numbers(run, accuracy=False).where == "epoch 5"
     with pytest.raises(MissingMeasurementError, match="pairs was not measured at epoch 10"):
         plot.pair_numbers(run, epoch=10)
     lost = {"pools": run["pools"].to_dataset(), "pairs": run["pairs"].to_dataset().isel(epoch=slice(0))}
-    found = plot.pair_numbers(lost)
+    found = plot.pair_numbers(lost, accuracy=False)
     assert found.where == "epoch 10"
     assert found.notes[0].startswith("Pairs are told by their totals only: ")
 
@@ -240,7 +246,8 @@ def test_pair_figures__say_what_was_found(given):
     assert found["with a tenth of the pairs"].value == f"{float(share):.1%}"
 
 
-def test_report__has_a_section_of_units_and_heads(store, tmp_path):
+def test_report__has_a_section_of_units_and_heads(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("neurolens.report.page.DPI", 40)
     page = write_report(store, tmp_path / "report.html").read_text()
     assert "<h2>Units and heads</h2>" in page
     assert "The loudest pairs" in page
