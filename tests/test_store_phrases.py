@@ -19,6 +19,7 @@ PHRASES = tuple(f"animals/{word}" for word in ("cat", "dog", "hen", "cow", "pig"
 def phrases(ids=PHRASES):
     parts = [name.partition("/") for name in ids]
     coords = {"set": np.array([p[0] for p in parts]), "words": np.array([p[2] for p in parts])}
+    coords["digest"] = np.array([f"{len(p[2]):x}" for p in parts])
     return SampleCoords(np.array(ids), np.zeros(len(ids), np.int64), ("phrase",), coords)
 
 
