@@ -288,12 +288,13 @@ def _wanted(
 
 def _lazy(ds: xr.Dataset) -> xr.Dataset:
     """Return a cube with dask arrays, in the chunks that the store reads well; what is small is read."""
-    out = ds.assign_coords({name: coord.compute() for name, coord in ds.coords.items() if name not in ds.indexes})
+    small = {name: coord.compute() for name, coord in ds.coords.items() if name not in ds.indexes}
+    arrays = {}
     for name, array in ds.data_vars.items():
         preferred = array.encoding.get("preferred_chunks", {})
-        if array.chunks is None:
-            out[name] = array.chunk({dim: preferred.get(dim, -1) for dim in array.dims})
-    return out
+        chunks = {dim: preferred.get(dim, -1) for dim in array.dims}
+        arrays[name] = array.chunk(chunks) if array.chunks is None else array
+    return ds.assign_coords(small).assign(arrays)
 
 
 def _of_pairs(ds: xr.Dataset, _: xr.Dataset) -> xr.Dataset:
