@@ -65,6 +65,16 @@ def test_direction_change__of_dead_pairs_is_not_known():
     assert (found["growth"][1].to_numpy()[dead[1]] == 0).all()
 
 
+@pytest.mark.parametrize("chunks", [None, {}])
+def test_direction_change__of_one_checkpoint_has_nothing_before_it(chunks):
+    one = series([random_pool(3, 2, 2, 5)])
+    found = direction_change(one if chunks is None else one.chunk(chunks)).compute()
+    np.testing.assert_allclose(found["cosine"], 1)
+    assert np.isnan(found["turn"]).all()
+    assert np.isnan(found["growth"]).all()
+    assert (found["norm"] > 0).all()
+
+
 def test_direction_change__of_a_run_is_lazy_and_knows_what_failed(url):
     found = direction_change(url)
     assert isinstance(found["turn"].data, da.Array)

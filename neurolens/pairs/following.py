@@ -59,7 +59,7 @@ def direction_change(run: Run, *, reference: int | None = None) -> xr.Dataset:
         fixed = [array.chunk({dim: 1}) for array in fixed]
     bare = [array.drop_vars(dim, errors="ignore") for array in fixed]
     norm = _norms(*bare)
-    before = [array.shift({dim: 1}) for array in (*bare, norm)]
+    before = [_before(array, dim) for array in (*bare, norm)]
     other = [array.isel({dim: place}, drop=True) for array in (*bare, norm)]
     out = xr.Dataset({"norm": norm, "growth": norm / before[2].where(before[2] > 0)})
     out["turn"] = _cosine(bare, norm, before)
@@ -210,6 +210,13 @@ def _places(pools: xr.Dataset, dim: str, asked: int | Sequence[int]) -> list[int
         if label not in labels:
             raise SchemaError(f"there is no {dim} {label} among {len(labels)}, from {labels[0]} to {labels[-1]}")
     return [labels.index(label) for label in wanted]
+
+
+def _before(array: xr.DataArray, dim: str) -> xr.DataArray:
+    """Return what was at the checkpoint before; NaN at the first."""
+    if array.sizes[dim] == 1:  # dask cannot pad what is empty then
+        return xr.full_like(array, np.nan)
+    return array.shift({dim: 1})
 
 
 def _norms(value: xr.DataArray, output: xr.DataArray) -> xr.DataArray:
