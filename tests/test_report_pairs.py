@@ -14,6 +14,7 @@ from neurolens.plot import pairs_numbers
 from neurolens.plot.pairs_numbers import class_texts, strongest_images
 from neurolens.plot.run_pictures import RunPictures
 from neurolens.report import write_report
+from neurolens.report.figures import all_figures
 from neurolens.report.pair_figures import pair_figures, pair_section, strongest_table
 
 
@@ -244,6 +245,12 @@ def test_pair_figures__say_what_was_found(given):
     assert found["dead pairs"].value == "0"
     share = given.curves["pairs"]["accuracy"].sel(share=0.1)
     assert found["with a tenth of the pairs"].value == f"{float(share):.1%}"
+
+
+def test_all_figures__count_checkpoints_where_there_are_only_pairs(given, cubes):
+    found = {figure.name: figure for figure in all_figures(cubes, RunPictures(pairs=given))}
+    assert (found["checkpoints"].value, found["checkpoints"].meaning) == ("3", "epoch 0 to 10")
+    assert "dead pairs" in found
 
 
 def test_report__has_a_section_of_units_and_heads(store, tmp_path, monkeypatch):

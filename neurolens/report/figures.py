@@ -40,6 +40,8 @@ def all_figures(
         found += key_figures(cubes["samples"], drawn.scores, metrics)
     else:
         counted = _any_counts(drawn)
+        if counted is None and drawn.pairs is not None and {*schema.SERIES_DIMS} & {*cubes["pools"].dims}:
+            counted = cubes["pools"]
         found += [] if counted is None else [_checkpoints(counted)]
     if drawn.concepts is not None:
         found += concept_figures(drawn.concepts)
