@@ -22,6 +22,52 @@ import pytest
 
 Truth = dict[str, np.ndarray]
 
+# The files whose tests last longest, the longest first: where several workers share the tests, these are started first,
+# so that none of them is what all others wait for at the end.
+LONG = (
+    "test_notebooks.py",
+    "test_cli.py",
+    "test_kill.py",
+    "test_deployment.py",
+    "test_kill_attributions.py",
+    "test_kill_cubes.py",
+    "test_kill_concepts.py",
+    "test_kill_pairs.py",
+    "test_rows_attributions.py",
+    "test_flows.py",
+    "test_cli_units.py",
+    "test_training.py",
+    "test_rows_concepts.py",
+    "test_plot_attributions.py",
+    "test_seeds.py",
+    "test_report_concepts.py",
+    "test_report_attributions.py",
+    "test_concepts_out_of_core.py",
+    "test_store_kill.py",
+    "test_store_s3.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker a file at a time in the order above, but each of the notebooks by itself."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return nodeid if file.endswith("test_notebooks.py") else file
+
+    if config.getvalue("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
 
 @pytest.fixture(scope="session")
 def make_store() -> Callable[..., Truth]:
@@ -125,12 +171,16 @@ def _bytes(values: np.ndarray) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """Run flows against one temporary Prefect server with a database of its own; it takes seconds to start."""
+def prefect_server() -> Iterator[str]:
+    """Run flows against one temporary Prefect server with a database of its own; it takes seconds to start.
+
+    Its address is for processes of their own, as PREFECT_API_URL.
+    """
+    from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=180):
-        yield
+        yield str(PREFECT_API_URL.value())
 
 
 STUDY = """name = "tiny"

@@ -21,10 +21,11 @@ path.with_suffix(".command").write_text(" ".join(sys.orig_argv))
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_notebook__runs(path, tmp_path, monkeypatch):
+def test_notebook__runs(path, tmp_path, monkeypatch, prefect_server):
     nbformat = pytest.importorskip("nbformat", reason="needs the dev extra")
     nbclient = pytest.importorskip("nbclient", reason="needs the dev extra")
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # waits for no other test
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel sets its own
