@@ -7,6 +7,7 @@ import xarray as xr
 
 from neurolens import detectors, dormancy_summary, rows
 from neurolens.attribution.reading import accuracy, score_of, texts
+from neurolens.pairs import dead_pairs
 from neurolens.study import Effects, Study
 
 LAST = 5
@@ -23,6 +24,8 @@ def key_figures(study: Study, plan: rows.Plan, summary: str) -> str:
         "concepts": partial(_of_concepts, effects=study.effects),
         "clusters": _of_clusters,
         "attributions": _of_attributions,
+        "pools": _of_pools,
+        "pairs": _of_pairs,
         "codes": _of_codes,
     }
     if plan.cube not in tables or not plan.rows:  # without rows, as while they wait for another cube, there may be none
@@ -122,6 +125,31 @@ def _of_attributions(ds: xr.Dataset, series: str) -> list[str]:
     )
     lines = ((p, *row) for p, row in zip(last[series].values, zip(*columns.values())))
     return ["", words, *_table((series, *columns), lines)]
+
+
+def _of_pools(ds: xr.Dataset, series: str) -> list[str]:
+    """Say whether pairs add up to the embeddings, and how many say nothing, at the last checkpoints."""
+    if not ds["measured"].any() or "std" not in ds:
+        return []
+    last = ds.isel({series: ds["measured"].values}).isel({series: slice(-LAST, None)})
+    lines = []
+    for place in range(last.sizes[series]):
+        one = last.isel({series: place}).compute()
+        residual = f"{float(one['worst_residual'].max()):.1e}"
+        lines.append((one[series].item(), f"{int(one['count'].max()):,}", residual, int(dead_pairs(one, one).sum())))
+    words = f"{last.sizes['unit']:,} units through {last.sizes['head']:,} heads"
+    return ["", words, *_table((series, "images", "largest residual", "dead pairs"), lines)]
+
+
+def _of_pairs(ds: xr.Dataset, series: str) -> list[str]:
+    """Say whether pairs add up to the embeddings, at the last checkpoints."""
+    if not ds["measured"].any():
+        return []
+    last = ds.isel({series: ds["measured"].values}).isel({series: slice(-LAST, None)})
+    worst = last["completeness"].max("sample").values
+    lines = ((p, f"{residual:.1e}") for p, residual in zip(last[series].values, worst))
+    words = f"{last.sizes['unit']:,} units through {last.sizes['head']:,} heads at {last.sizes['sample']:,} images"
+    return ["", words, *_table((series, "largest residual"), lines)]
 
 
 def _of_codes(ds: xr.Dataset, series: str) -> list[str]:

@@ -9,6 +9,7 @@ from pairs_cube_cases import HEADS, IMAGES, RANKS, UNITS, pairs_run, write_pairs
 
 from neurolens import open_run, pairs, plot
 from neurolens.errors import DataError, MissingMeasurementError
+from neurolens.flows.figures import _of_pairs, _of_pools
 from neurolens.pairs import at, codes_at
 from neurolens.plot import pairs_numbers
 from neurolens.plot.pairs_numbers import class_texts, strongest_images
@@ -251,6 +252,15 @@ def test_all_figures__count_checkpoints_where_there_are_only_pairs(given, cubes)
     found = {figure.name: figure for figure in all_figures(cubes, RunPictures(pairs=given))}
     assert (found["checkpoints"].value, found["checkpoints"].meaning) == ("3", "epoch 0 to 10")
     assert "dead pairs" in found
+
+
+def test_flows__tell_residuals_and_dead_pairs_of_the_last_checkpoints(cubes, store):
+    pools = _of_pools(cubes["pools"], "epoch")
+    assert pools[1] == f"{UNITS} units through {HEADS} heads"
+    worst = float(at(store, epoch=5)["worst_residual"])
+    assert f"| 5 | {IMAGES} | {worst:.1e} | 0 |" in pools
+    assert _of_pools(cubes["pools"].drop_vars("std"), "epoch") == []
+    assert f"| 5 | {worst:.1e} |" in _of_pairs(cubes["pairs"], "epoch")
 
 
 def test_report__has_a_section_of_units_and_heads(store, tmp_path, monkeypatch):
