@@ -6,37 +6,44 @@ import sys
 import time
 from pathlib import Path
 
+import kill_cases
 import numpy as np
 import pytest
 import store_cases
+from kill_cases import Engine, started
 from store_cases import EPOCHS, PARTS, array, key, prepare, values
 
 from neurolens.errors import StoreError
 from neurolens.store import open_store
 
+WRITER = """
+import faulthandler, sys
+import store_cases
+faulthandler.enable()
+print("begin", flush=True)
+store_cases.run(sys.argv[1], int(sys.argv[2]), [int(epoch) for epoch in sys.argv[3:]])
+"""
 
-def start(url: Path, version: int, epochs: list[int]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-X", "faulthandler", store_cases.__file__, str(url), str(version), *map(str, epochs)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+def start(url: Path, version: int, epochs: list[int]) -> Engine:
+    return started(WRITER, url, version, *epochs)
 
 
-def finish(url: Path, version: int) -> list[int]:
-    with start(url, version, EPOCHS) as writer:
-        assert writer.stdout is not None
-        said = [int(line) for line in writer.stdout]
-    assert writer.returncode == 0
-    return said
+def finish(writer: Engine) -> list[int]:
+    return [int(line) for line in kill_cases.finish(writer)]
 
 
 def kill_at_random(url: Path, version: int, draw: random.Random) -> list[int]:
     """Start a writer, kill it some moment after its first row, and return the epochs that it said were committed."""
-    with start(url, version, EPOCHS) as writer:
-        assert writer.stdout is not None
-        said = [writer.stdout.readline()]
+    process, said = start(url, version, EPOCHS)
+    with said:
+        assert said.readline() == "begin\n"
+        lines = [said.readline()]
         time.sleep(draw.uniform(0, 0.1))
-        writer.kill()
-        said += writer.stdout.readlines()
-    return [int(line) for line in said if line.strip()]
+        process.kill()
+        process.join()
+        lines += said.readlines()
+    return [int(line) for line in lines if line.strip()]
 
 
 def assert_rows_are_whole(url: Path) -> None:
@@ -72,26 +79,24 @@ def test_write_row__killed_while_appending_loses_nothing(tmp_path, undisturbed, 
         ledger = open_store(url, readonly=True).ledger("samples")
         assert set(said) <= set(ledger.positions.tolist()), "an acknowledged row was lost"
         assert_rows_are_whole(url)
-    finish(url, 1)
+    finish(start(url, 1, EPOCHS))
     stores_equal(url, undisturbed[1])
 
 
 def test_write_row__killed_while_overwriting_never_mixes_versions(tmp_path, undisturbed, stores_equal):
     url, draw = tmp_path / "s", random.Random(1)
-    finish(url, 1)
+    finish(start(url, 1, EPOCHS))
     for _ in range(5):
         kill_at_random(url, 2, draw)
         assert_rows_are_whole(url)
-    finish(url, 2)
+    finish(start(url, 2, EPOCHS))
     stores_equal(url, undisturbed[2])
 
 
 def test_open_store__killed_while_creating_leaves_a_whole_store_or_none(tmp_path):
     url, draw = tmp_path / "s", random.Random(2)
     for _ in range(4):
-        with start(url, 1, []) as writer:
-            time.sleep(draw.uniform(0.3, 0.8))
-            writer.kill()
+        kill_cases.kill(lambda: start(url, 1, []), draw.uniform(0, 0.1))
     store = open_store(url, create=True)
     prepare(store)
     assert len(store.ledger("samples")) == 0
@@ -100,8 +105,7 @@ def test_open_store__killed_while_creating_leaves_a_whole_store_or_none(tmp_path
 def test_write_row__two_writers_lose_nothing_and_share_the_work(tmp_path, undisturbed, stores_equal):
     url = tmp_path / "s"
     writers = [start(url, 1, epochs) for epochs in (EPOCHS, EPOCHS[::-1])]
-    said = [int(line) for w in writers for line in w.communicate(timeout=120)[0].splitlines()]
-    assert [w.returncode for w in writers] == [0, 0]
+    said = [epoch for writer in writers for epoch in finish(writer)]
     assert sorted(said) == EPOCHS, "each row was computed once, by one of the two"
     stores_equal(url, undisturbed[1])
 
