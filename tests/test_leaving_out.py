@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurolens import schema
@@ -17,6 +17,7 @@ def entry(base: str, lacks: list[int], state: str = "done") -> SimpleNamespace:
     return SimpleNamespace(state=state, key=lacking_key(base, lacks), provenance=json.dumps({UNNAMED: lacks}))
 
 
+@settings(deadline=None)
 @given(lacks=PLACES, left_out=PLACES)
 def test_wanted_key__is_the_rows_own_where_it_lacks_nothing_that_is_named(lacks, left_out):
     found = wanted_key(entry("b", lacks), "b", left_out)
@@ -27,6 +28,7 @@ def test_wanted_key__is_the_rows_own_where_it_lacks_nothing_that_is_named(lacks,
     assert wanted_key(None, "b", left_out) == lacking_key("b", left_out)
 
 
+@settings(deadline=None)
 @given(first=PLACES, second=PLACES)
 def test_lacking_key__tells_what_is_lacking_and_nothing_else(first, second):
     assert (lacking_key("b", first) == lacking_key("b", second)) == (first == second)
@@ -34,6 +36,7 @@ def test_lacking_key__tells_what_is_lacking_and_nothing_else(first, second):
     assert lacking_key("b", []) == "b"
 
 
+@settings(deadline=None)
 @given(left_out=PLACES, seed=st.integers(0, 9))
 def test_filled_up__is_not_measured_where_samples_were_left_out(left_out, seed):
     measured = np.random.default_rng(seed).random((8 - len(left_out), 3)).astype(np.float32)

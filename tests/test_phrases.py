@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurolens.errors import DataError, MissingExtraError, NonFiniteError, SchemaError
@@ -31,6 +31,7 @@ def test_read_phrases__strips_tabs_and_blanks_and_needs_no_last_line_end(tmp_pat
     assert read_phrases(file) == ["butterfly", "red car", "naïve", "last"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1), min_size=1, unique=True))
 def test_read_phrases__returns_what_was_written(tmp_path_factory, words):
     file = saved(tmp_path_factory.mktemp("words") / "words.txt", "\t\n".join(words))
@@ -115,6 +116,7 @@ def hashed(texts):
     return np.array(rows)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 3))
 def test_embed_phrases__is_blind_to_batches(batch, forms):
     names, templates = ["a", "b", "c"], ["{}", "x {}", "{} y"][:forms]
