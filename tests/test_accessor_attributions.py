@@ -22,7 +22,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_lens__reads_attributions_as_the_functions_do(name):
-    ds = attributions_cube()
+    ds = attributions_cube(samples=8)
     assert set(OPTIONS) == {key for key in vars(neurolens.accessor.AttributionMethods) if not key.startswith("_")}
     xr.testing.assert_identical(
         getattr(ds.lens, name)(**OPTIONS[name]), getattr(attribution, name)(ds, **OPTIONS[name])
