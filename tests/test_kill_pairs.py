@@ -19,13 +19,14 @@ from neurolens.pairs import pair_cube
 from neurolens.study import load_study
 
 KILLS = 4
-BLOCK = 7  # of 24 images, later 33
+BLOCK = 12  # of 24 images, later 33
 CUBES = ("pools", "pairs")
 
 # Each engine is forked off a process that has all that is slow to import, and has run nothing.
 FORKS = multiprocessing.get_context("forkserver")
 SLOW = ("pytest", "sklearn.datasets", "neurolens.models", "neurolens.checkpoints", "neurolens.data", "neurolens.store")
-FORKS.set_forkserver_preload([*SLOW, "neurolens.backend", "neurolens.pairs.pool_cube", "neurolens.pairs.pair_cube"])
+CUBE_MODULES = (f"neurolens.pairs.{name}_cube" for name in ("pool", "pair", "text", "code"))
+FORKS.set_forkserver_preload([*SLOW, "neurolens.backend", *CUBE_MODULES])
 
 
 def measure(path: Path, cubes: tuple[str, ...], said: Connection) -> None:
@@ -89,11 +90,11 @@ def test_run_rows__of_pools_and_pairs_survive_kills_at_random_moments(
     killed, undisturbed = studies
     first = started(undisturbed)
     began = time.perf_counter()
-    assert len(finished(*first)) == 2 * (1 + 4)
+    assert len(finished(*first)) == 2 * (1 + 2)
     lasted = time.perf_counter() - began
     change(undisturbed)
     # pools of all images; of pairs, the images that are new, and all of the checkpoint that changed
-    assert len(finish(undisturbed)) == 2 + 2 + 6
+    assert len(finish(undisturbed)) == 2 + 1 + 3
     moments = random.Random(1)
     for number in range(KILLS):
         if number == KILLS // 2:
@@ -112,7 +113,7 @@ def test_run_rows__of_pools_and_pairs_are_shared_between_two_runs(
     finish(alone)
     both = [started(shared, *CUBES), started(shared, *reversed(CUBES))]
     computed = Counter(row for one in both for row in finished(*one) if row[0] == "computed")
-    assert len(computed) == 2 * (1 + 4)
+    assert len(computed) == 2 * (1 + 2)
     assert set(computed.values()) == {1}
     stores_equal(load_study(shared).store.url, load_study(alone).store.url)
 
