@@ -1,5 +1,7 @@
 """A CLIP-ResNet in small, trained on digits and measured as a study does: what its pairs are good for, and what not."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,6 +67,7 @@ def digits(tmp_path_factory):
     samples = study_samples(study)
     assert samples.ids.tolist() == data["sample"].to_numpy().tolist()
     return SimpleNamespace(
+        folder=path.parent,
         data=data,
         scalar=data["scalar"],
         texts=phrase_set(data, "classes"),
@@ -263,3 +266,15 @@ def test_association__nothing_is_left_of_the_shift_among_images_of_one_digit_or_
         p["shuffled"].append(float(association(ours, shuffled, permutations=300, bootstrap=0)["p"]))
     assert np.median(p["strata"]) > 0.05
     assert np.median(p["shuffled"]) > 0.05
+
+
+def test_snippets__of_the_page_on_pairs_run(digits, monkeypatch):
+    monkeypatch.chdir(digits.folder)
+    page = Path(__file__).parent.parent / "docs" / "how-to" / "pairs.md"
+    names: dict[str, object] = {}
+    for snippet in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
+        exec(compile(snippet, str(page), "exec"), names)
+    assert float(names["split"]["logit"].isnull().sum()) == 0
+    logits = names["heat"]["heat"].sum(["y", "x"]) + names["heat"]["rest"]
+    assert (logits.argmax("phrase") == names["samples"].labels[:4]).sum() >= 3
+    assert names["pixels"].shape == (16, 16)
