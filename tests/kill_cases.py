@@ -31,8 +31,10 @@ IMPORTED = (
     "neurolens.dissection.cube",
     "neurolens.effects.measure",
     "neurolens.models",
+    "neurolens.pairs.code_cube",
     "neurolens.pairs.pair_cube",
     "neurolens.pairs.pool_cube",
+    "neurolens.pairs.text_cube",
     "neurolens.rows",
     "neurolens.samples.measure",
 )
@@ -46,16 +48,21 @@ class Engine(NamedTuple):
 
 def started(code: str, *arguments: object, environment: Mapping[str, str] = {}) -> Engine:
     """Start a script that prints ``begin``, and then a line per row."""
-    with pytest.MonkeyPatch.context() as patch:  # of the process that they are forked off, once per session
-        patch.setenv("OMP_NUM_THREADS", "1")
-        FORKS.set_forkserver_preload(list(IMPORTED))
-        forkserver.ensure_running()
+    ready()
     heard, says = FORKS.Pipe(duplex=False)
     process = FORKS.Process(target=_run, args=(code, [str(word) for word in arguments], dict(environment), says))
     process.start()
     says.close()
     with heard:
         return Engine(process, os.fdopen(os.dup(heard.fileno()), encoding="utf-8"))
+
+
+def ready() -> None:
+    """See that the process is there that engines are forked off, once per session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        FORKS.set_forkserver_preload(list(IMPORTED))
+        forkserver.ensure_running()
 
 
 def _run(code: str, arguments: list[str], environment: dict[str, str], says: Connection) -> None:

@@ -1,6 +1,5 @@
 """Kill −9 while pools and pairs are measured by real networks, and two runs at once: stores come out the same."""
 
-import multiprocessing
 import random
 import time
 from collections import Counter
@@ -13,6 +12,7 @@ import codes_study
 import numpy as np
 import pytest
 from conftest import write_samples
+from kill_cases import FORKS, ready
 from pairs_study import TEXT, run, write_checkpoint, write_study
 
 from neurolens.pairs import pair_cube
@@ -21,12 +21,6 @@ from neurolens.study import load_study
 KILLS = 4
 BLOCK = 12  # of 24 images, later 33
 CUBES = ("pools", "pairs")
-
-# Each engine is forked off a process that has all that is slow to import, and has run nothing.
-FORKS = multiprocessing.get_context("forkserver")
-SLOW = ("pytest", "sklearn.datasets", "neurolens.models", "neurolens.checkpoints", "neurolens.data", "neurolens.store")
-CUBE_MODULES = (f"neurolens.pairs.{name}_cube" for name in ("pool", "pair", "text", "code"))
-FORKS.set_forkserver_preload([*SLOW, "neurolens.backend", *CUBE_MODULES])
 
 
 def measure(path: Path, cubes: tuple[str, ...], said: Connection) -> None:
@@ -40,6 +34,7 @@ def measure(path: Path, cubes: tuple[str, ...], said: Connection) -> None:
 
 
 def started(path: Path, *cubes: str) -> tuple[BaseProcess, Connection]:
+    ready()
     heard, said = FORKS.Pipe(duplex=False)
     process = FORKS.Process(target=measure, args=(path, cubes or CUBES, said))
     process.start()
