@@ -1,6 +1,7 @@
 """Phrases and their embeddings: lists of words, classes, templates, and files of embeddings."""
 
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import islice
@@ -205,7 +206,7 @@ def read_embeddings(
             f"{file} holds {values.shape[0]} phrases of {values.shape[1]} features, and {needed[0]} of {needed[1]} "
             f"were needed{turned or '; give the phrases that it was made of, and the network that it is of'}"
         )
-    _require_finite(values, phrases)
+    _require_finite(values, phrases, f"{file}: ")
     return _phrased(np.ascontiguousarray(values), phrases)
 
 
@@ -216,7 +217,7 @@ def _tensor_of(file: Path) -> Array:
         held = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise DataError(
-            f"{file} cannot be read as tensors ({str(error).partition(chr(10))[0][:120]}); it is damaged, or needs "
+            f"{file} cannot be read as tensors ({_first(error)}); it is damaged, or needs "
             "code to be executed: write it again with torch.save(tensor, path)"
         ) from error
     if not isinstance(held, torch.Tensor) or held.ndim != 2 or not held.is_floating_point() or not held.numel():
@@ -226,12 +227,17 @@ def _tensor_of(file: Path) -> Array:
     return values
 
 
+def _first(error: Exception) -> str:
+    """Return the first sentence of what another library says."""
+    return re.split(r"\.\s|\n", str(error), maxsplit=1)[0].rstrip(".")
+
+
 def _array_of(file: Path) -> Array:
     try:
         held = np.load(file, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise DataError(
-            f"{file} cannot be read as an array ({str(error).partition(chr(10))[0][:120]}); it is damaged, or needs "
+            f"{file} cannot be read as an array ({_first(error)}); it is damaged, or needs "
             "code to be executed: write it again with numpy.save"
         ) from error
     if held.ndim != 2 or held.dtype.kind != "f" or not held.size:
@@ -363,11 +369,11 @@ def _embedded(encode: Callable[[list[str]], Any], texts: list[str], width: int |
     return out
 
 
-def _require_finite(values: Array, phrases: Sequence[str] | None) -> None:
+def _require_finite(values: Array, phrases: Sequence[str] | None, where: str = "") -> None:
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
         name = row if phrases is None else repr(phrases[row])
-        raise NonFiniteError(f"the embedding of phrase {name} has NaN or infinity; embed the phrases again")
+        raise NonFiniteError(f"{where}the embedding of phrase {name} has NaN or infinity; embed the phrases again")
 
 
 def _phrased(values: Array, phrases: Sequence[str] | None) -> xr.DataArray:
