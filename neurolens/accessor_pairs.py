@@ -171,6 +171,22 @@ class PairMethods:
 
         return logit_attribution(self._pairs(), self._data, self._texts(texts), **options)
 
+    def heat_maps(self, maps: Any, texts: Any = None, **options: Any) -> xr.Dataset:
+        """What each patch adds to the dot product of image and phrase: `neurolens.pairs.heat_maps`.
+
+        ``maps`` are of these images, in their order; or name theirs along ``sample``, as ``trunk.maps_of`` does.
+        """
+        from neurolens.pairs import heat_maps
+
+        measured = self._pairs()
+        if isinstance(maps, xr.DataArray) and "sample" in maps.indexes and "sample" in measured.indexes:
+            at = measured.indexes["sample"].get_indexer(maps.indexes["sample"])
+            if (at < 0).any():
+                lost = maps.indexes["sample"][int(np.flatnonzero(at < 0)[0])]
+                raise SchemaError(f"image {str(lost)!r} of the maps was not measured; give maps of images that were")
+            measured = measured.isel(sample=at)
+        return heat_maps(maps, measured, measured, self._texts(texts), **options)
+
     def retrieve(self, *, text: Any = None, **options: Any) -> xr.Dataset:
         """The images of a unit, a pair or a phrase of the store: `neurolens.pairs.retrieve`."""
         from neurolens.pairs import retrieve

@@ -122,7 +122,10 @@ def write_pairs_store(
         variables = [v.name for part in parts for v in schema.PAIRS.part(part).variables]
         axes = {"unit": Axis(np.arange(UNITS)), "head": Axis(np.arange(HEADS))} | features
         if "attention" in options:
-            axes["token"] = Axis(np.arange(GRID[0] * GRID[1] + 1))
+            y, x = np.indices(GRID).reshape(2, -1)
+            places = {"y": np.append(-1, y), "x": np.append(-1, x)}
+            places["token_kind"] = np.array(["mean", *["patch"] * len(y)])
+            axes["token"] = Axis(np.arange(GRID[0] * GRID[1] + 1), places)
         layout = store.prepare(
             schema.PAIRS,
             samples=image_coords(images, ids),

@@ -318,7 +318,9 @@ def test_reductions__of_a_checkpoint_are_blind_to_chunks(opened, exact):
 def test_heat_maps__take_a_checkpoint_as_it_is(opened, plain):
     pool = pools()[-1]
     maps = random_maps(pool, IMAGES, seed=2)
-    found = heat_maps(maps, opened.assign_attrs(token="mean"), opened, opened["text"][:2])
+    assert opened.attrs["token"] == plain.attrs["token"] == "mean"
+    assert opened.attrs["grid"] == plain.attrs["grid"] == list(pool.grid)
+    found = heat_maps(maps, opened, opened, opened["text"][:2])
     exact = heat_maps(maps, plain, plain, plain["text"][:2])
     np.testing.assert_allclose(found["heat"], exact["heat"], rtol=1e-5, atol=1e-6)
 

@@ -43,12 +43,14 @@ if TYPE_CHECKING:
     from neurolens.pairs.text_encoders import encoder_of
     from neurolens.pairs.text_files import write_text_files
     from neurolens.pairs.totals import ScalarTotals
+    from neurolens.pairs.trunks import Trunk, segmenter, trunk_of
     from neurolens.pairs.writing import along, factors, pair_vectors, vector_norms
 
 _HOMES = {
     "PASCAL_CONTEXT": "phrases",
     "Pool": "pool",
     "ScalarTotals": "totals",
+    "Trunk": "trunks",
     "ablate": "ablation",
     "ablation_curve": "ablation",
     "along": "writing",
@@ -99,6 +101,7 @@ _HOMES = {
     "scalars": "measure",
     "segment": "segmentation",
     "segmentation_scores": "metrics",
+    "segmenter": "trunks",
     "sinks": "retrieval",
     "state_pool": "adapters",
     "strengths": "strength",
@@ -108,6 +111,7 @@ _HOMES = {
     "top_images": "retrieval",
     "top_pairs": "text",
     "top_phrases": "text",
+    "trunk_of": "trunks",
     "unit_components": "components",
     "unit_gram": "strength",
     "unit_norms": "strength",
@@ -123,6 +127,7 @@ __all__ = [
     "PASCAL_CONTEXT",
     "Pool",
     "ScalarTotals",
+    "Trunk",
     "ablate",
     "ablation_curve",
     "along",
@@ -173,6 +178,7 @@ __all__ = [
     "scalars",
     "segment",
     "segmentation_scores",
+    "segmenter",
     "sinks",
     "state_pool",
     "strengths",
@@ -182,6 +188,7 @@ __all__ = [
     "top_images",
     "top_pairs",
     "top_phrases",
+    "trunk_of",
     "unit_components",
     "unit_gram",
     "unit_norms",

@@ -76,7 +76,7 @@ def at(
             raise SchemaError(f"there is no cube {name!r} of one checkpoint; {nearest(str(name), CUBES)}")
     found = one_checkpoint(cubes_of(run, cubes), epoch=epoch, step=step)
     parts = {"pairs": _of_pairs, "pools": _of_pools, "texts": _of_texts}
-    out = xr.Dataset(attrs=_attrs(found))
+    out = xr.Dataset(attrs=_attrs(found) | (_pool_attrs(found["pairs"]) if "pairs" in found else {}))
     for name in ("pairs", "pools", "texts"):
         if name in found:
             out = _joined(out, parts[name](found[name], out), name)
@@ -299,6 +299,16 @@ def _lazy(ds: xr.Dataset) -> xr.Dataset:
 
 def _of_pairs(ds: xr.Dataset, _: xr.Dataset) -> xr.Dataset:
     return ds.transpose(*ORDER, ..., missing_dims="ignore")
+
+
+def _pool_attrs(ds: xr.Dataset) -> dict[str, Any]:
+    """Return ``grid`` and ``token`` as `scalars` has them, as far as the tokens tell."""
+    attrs: dict[str, Any] = {}
+    if {"y", "x"} <= set(ds.coords) and ds["y"].dims == ds["x"].dims == ("token",):
+        attrs["grid"] = [int(ds[name].max()) + 1 for name in ("y", "x")]
+    if "token_kind" in ds.coords and ds.sizes["token"]:
+        attrs["token"] = str(ds["token_kind"][0].item())
+    return attrs
 
 
 def _of_pools(ds: xr.Dataset, others: xr.Dataset) -> xr.Dataset:

@@ -86,7 +86,7 @@ def axes(
     """Return the fixed axes of the cube: ``head``, ``unit``, ``feature`` and ``token``.
 
     Token 0 asks; the others are the places of the maps, row by row, with coordinates ``y`` and ``x``, which are -1 for
-    token 0.
+    token 0. ``token_kind`` is "mean" for it, or "learned", and "patch" for the others.
 
     Raises
     ------
@@ -104,7 +104,8 @@ def axes(
     y, x = np.indices(pool.grid).reshape(2, -1)
     sizes = {"head": pool.heads, "unit": pool.units, "feature": pool.features}
     found = {dim: Axis(np.arange(size, dtype=np.int64)) for dim, size in sizes.items()}
-    places = {"y": np.append(-1, y), "x": np.append(-1, x)}
+    kinds = np.array(["mean" if pool.class_token is None else "learned", *["patch"] * len(y)])
+    places = {"y": np.append(-1, y), "x": np.append(-1, x), "token_kind": kinds}
     return found | {"token": Axis(np.arange(pool.tokens, dtype=np.int64), places)}
 
 
