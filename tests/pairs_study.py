@@ -7,8 +7,9 @@ import torch
 from conftest import STUDY, write_samples
 
 from neurolens import models, rows
+from neurolens.data import SampleSet, shown
 from neurolens.models import Network
-from neurolens.study import load_study
+from neurolens.study import Model, load_study
 
 UNITS, HEADS, FEATURES, TOKENS = 16, 4, 6, 17
 TEXT = STUDY.replace("[samples]\n", "").replace(
@@ -123,6 +124,12 @@ def filled(path: Path, epoch: int) -> Network:
     network = models.build(load_study(path).model)
     network.module.load_state_dict(torch.load(path.parent / "checkpoints" / f"epoch_{epoch}.pt"))
     return network
+
+
+def tensor(samples: SampleSet) -> torch.Tensor:
+    """Digits as the network takes them."""
+    (batch,) = shown(samples, models.build(Model(name="digits_clip")), batch_size=len(samples))
+    return batch.args[0]
 
 
 def planned(path: Path, cube: str, *overrides: str) -> rows.Plan:
