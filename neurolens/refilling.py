@@ -133,5 +133,6 @@ def _refuse_non_finite(path: Path, state: Mapping[str, Tensor], allowed: bool) -
     if not allowed and (name := weights.non_finite(state)) is not None:
         raise NonFiniteError(
             f"'{path}' has NaN or infinity in {name!r}: the run had diverged by then; "
-            "leave the checkpoint out with checkpoints.end, or set samples.allow_non_finite = true"
+            "leave the checkpoint out with checkpoints.end, or set allow_non_finite = true in [samples], [units] or "
+            "[activations], which can keep such numbers"
         )
