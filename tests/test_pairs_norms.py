@@ -56,6 +56,8 @@ def test_pair_norms__of_the_golden_pool():
     norms = by_head(pair_norms(*golden(), top=3))
     np.testing.assert_allclose(norms[0], [[1.5, 1.5, 2.5], [3, 3, 5]])
     np.testing.assert_allclose(norms[1], [[10.0623058987, 10.0623058987, 16.7705098312], [0, 0, 0]], rtol=1e-11)
+    singular = [[3.278719262151, 6.557438524302], [21.994317447923, 0]]  # one direction: the length of all norms
+    np.testing.assert_allclose(np.sqrt((norms**2).sum(axis=2)), singular, rtol=1e-11)
 
 
 def test_pair_means__of_the_golden_pool():

@@ -391,7 +391,7 @@ def test_segment__says_what_does_not_fit():
 
 def test_page__has_a_snippet_that_runs():
     text = (Path(__file__).parent.parent / "docs" / "reference" / "segmentation.md").read_text()
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    snippet, _of_a_study = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     names = {}
     exec(compile(snippet, "segmentation.md", "exec"), names)
     assert names["found"]["probability"].shape == (20, 30)
