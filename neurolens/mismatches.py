@@ -59,9 +59,14 @@ def _names(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[s
 def _classes(
     targets: Mapping[str, Tensor], state: Mapping[str, Tensor], misshapen: list[str]
 ) -> tuple[int, int] | None:
-    """Return the numbers of classes in the file and here, if the last layer's outputs are all that differs."""
+    """Return the numbers of classes in the file and here, if the last layer's outputs are all that differs.
+
+    What an attention puts out last is an embedding, whatever its width.
+    """
     sizes = {(tuple(state[k].shape), tuple(targets[k].shape)) for k in misshapen}
     counts = {(a[0], b[0]) for a, b in sizes if a and b and a[1:] == b[1:]}
     last = next((k for k in reversed(list(targets)) if targets[k].is_floating_point()), "").rpartition(".")[0]
     rest_agree = all(a and b and a[1:] == b[1:] for a, b in sizes)
-    return counts.pop() if rest_agree and len(counts) == 1 and any(k.startswith(last) for k in misshapen) else None
+    attends = f"{last.rpartition('.')[0]}.k_proj.weight".lstrip(".") in targets
+    outputs = rest_agree and len(counts) == 1 and not attends and any(k.startswith(last) for k in misshapen)
+    return counts.pop() if outputs else None

@@ -68,6 +68,14 @@ def test_fill__another_width_is_not_taken_for_classes():
         checkpoints.fill(network(4), other.state_dict())
 
 
+def test_fill__another_width_of_an_attention_pool_is_not_taken_for_classes():
+    one, other = (
+        nn.Sequential(nn.ModuleDict({"k_proj": nn.Linear(4, 4), "c_proj": nn.Linear(4, width)})) for width in (6, 3)
+    )
+    with pytest.raises(ModelMismatchError, match=r"\(3, 4\) in the file, \(6, 4\) here.*model\.options"):
+        checkpoints.fill(one, other.state_dict())
+
+
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod."])
 def test_fill__suggests_the_prefix_to_strip(prefix):
     state = {prefix + k: v for k, v in STATE.items()}
