@@ -118,18 +118,18 @@ class PairMethods:
 
         if level not in ("pair", "unit"):
             raise SchemaError(f"level={level!r} is unknown; {nearest(str(level), ('pair', 'unit'))}")
-        vectors = self._texts(texts)
+        cube, vectors = self._scalar(), self._texts(texts)
         if score is None:
             score = self.pair_norms(top=top) if level == "pair" else self.unit_norms(top=top)
         given = self._labels(vectors, labels)
-        return ablation_curve(self._pairs(), self._data, vectors, given, score=score, **options)
+        return ablation_curve(cube, self._data, vectors, given, score=score, **options)
 
     def rank_curve(self, texts: Any = "classes", *, labels: Any = None, **options: Any) -> xr.Dataset:
         """Accuracy by the number of components of each unit: `neurolens.pairs.rank_curve`."""
         from neurolens.pairs import rank_curve
 
-        vectors = self._texts(texts)
-        return rank_curve(self._pairs()["scalar"], self._data, vectors, self._labels(vectors, labels), **options)
+        cube, vectors = self._scalar(), self._texts(texts)
+        return rank_curve(cube, self._data, vectors, self._labels(vectors, labels), **options)
 
     def head_contributions(self) -> xr.DataArray:
         """What each head writes at each image: `neurolens.pairs.head_contributions`."""
@@ -142,7 +142,7 @@ class PairMethods:
         from neurolens.pairs import describe_unit
 
         vectors = None if texts is None and "text" not in self._data else self._texts(texts)
-        return describe_unit(self._pairs()["scalar"], self._data, unit, texts=vectors, **options)
+        return describe_unit(self._scalar(), self._data, unit, texts=vectors, **options)
 
     def text_scores(self, texts: Any = None, **options: Any) -> xr.DataArray:
         """How near each pair is to each phrase: `neurolens.pairs.text_scores`."""
@@ -160,9 +160,14 @@ class PairMethods:
         """The phrases nearest to a pair, or a few: `neurolens.pairs.top_phrases` of :meth:`text_scores`."""
         from neurolens.pairs import text_scores, top_phrases
 
-        few = self._pairs()[["value", "output", "constant"]].sel(
-            unit=np.atleast_1d(np.asarray(unit)), head=np.atleast_1d(np.asarray(head))
-        )
+        few = self._pairs()[["value", "output", "constant"]]
+        wanted = {"unit": np.atleast_1d(np.asarray(unit)), "head": np.atleast_1d(np.asarray(head))}
+        for dim, labels in wanted.items():
+            known = few[dim].to_numpy().tolist()
+            for label in labels.tolist():
+                if label not in known:
+                    raise SchemaError(f"there is no {dim} {label} among {len(known)}, from {known[0]} to {known[-1]}")
+        few = few.sel(wanted)
         return top_phrases(text_scores(few, self._texts(texts), **options), k=k)
 
     def logit_attribution(self, texts: Any = None, **options: Any) -> xr.Dataset:
@@ -245,6 +250,12 @@ class PairMethods:
             found = f"checkpoints along {series[0]!r}" if series else "no factors of a pool"
             raise SchemaError(f"found {found}, and one checkpoint with them was needed: neurolens.pairs.at(run)")
         return self._data
+
+    def _scalar(self) -> xr.DataArray:
+        """Return the scalars, or say that totals are no scalars."""
+        data = self._pairs()
+        schema.present(data, "scalar")
+        return data["scalar"]
 
     def _texts(self, texts: Any) -> xr.DataArray:
         """Return embeddings: given, of a set, of some phrases, or all."""

@@ -68,6 +68,16 @@ def test_lens__takes_phrases_of_the_store_by_name(ds):
         ds.lens.text_scores(["rund"])
     with pytest.raises(MissingMeasurementError, match="texts"):
         ds.drop_vars("text").lens.text_scores()
+    for wrong, said in (((400, 0), "no unit 400 among"), ((4, [0, 9]), "no head 9 among")):
+        with pytest.raises(SchemaError, match=said):
+            ds.lens.top_phrases(*wrong, "words")
+
+
+@pytest.mark.parametrize("method", ["ablation_curve", "rank_curve", "describe_unit"])
+def test_lens__of_totals_alone_asks_for_scalars(url, method):
+    totals = pairs.at(url, cubes=("pools", "texts"))
+    with pytest.raises(MissingMeasurementError, match=r"'scalar' was not measured.*--only pairs"):
+        getattr(totals.lens, method)(*([1] if method == "describe_unit" else []))
 
 
 def test_lens__classifies_with_the_labels_of_the_images(ds):
