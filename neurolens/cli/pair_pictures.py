@@ -74,7 +74,7 @@ def retrieve(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file.")],
     unit: Units = None,
     head: Annotated[list[int] | None, typer.Option("--head", help="Through this head only; may be repeated.")] = None,
-    phrase: Annotated[list[str] | None, typer.Option("--phrase", help="A phrase of the study's [texts].")] = None,
+    phrase: Annotated[list[str] | None, typer.Option("--phrase", help="A phrase of the study's texts.")] = None,
     images: Annotated[int, typer.Option("--images", min=1, help="How many.")] = 10,
     norm: Norm = False,
     epoch: Epoch = None,
