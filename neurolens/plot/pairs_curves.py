@@ -133,7 +133,8 @@ def reconstruction_curve(curve: xr.Dataset, *, identity: bool = True, ax: Axes |
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         least, most = ax.get_ylim()
-        ax.set_ylim(min(least, most - 0.02))  # no mountains are made of single images
+        least = min(least, most - 0.02)  # no mountains are made of single images
+        ax.set_ylim(least, most + 0.05 * (most - least))  # and no marker is cut
         ax.yaxis.set_major_formatter(PercentFormatter(1))  # as many decimals as the range needs
         ax.set_xlabel("components of each unit")
         ax.set_ylabel(f"zero-shot accuracy, {int(curve['count']):,} images")
