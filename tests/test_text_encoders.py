@@ -1,5 +1,6 @@
 """From a network to its text tower: open_clip's tokenizers, a module's own, or none."""
 
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 from neurolens import pairs
 from neurolens.errors import DataError, SchemaError
+from neurolens.pairs import text_encoders
 
 TEXTS = ["a photo of a dog.", "a cat", "Zürich at NIGHT  "]
 
@@ -40,6 +42,13 @@ def test_encoder_of__takes_open_clips_tokenizer_of_the_architecture(small):
     ]
     means = np.stack([one.mean(0).numpy() for one in slowly])
     np.testing.assert_allclose(embedded, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_encoder_of__leaves_logging_as_it_is(small, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    text_encoders._tokenizer.cache_clear()  # which open_clip is asked for once
+    pairs.encoder_of(network(small, "open_clip/RN50"))
+    assert logging.getLogger().handlers == []
 
 
 def test_encoder_of__refuses_texts_that_a_tower_would_cut(small):

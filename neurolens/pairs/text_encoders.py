@@ -1,6 +1,8 @@
 """From a network to its text tower: a function from a list of texts to their embeddings."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -77,9 +79,11 @@ def _tokenizer(architecture: str) -> Any:
     config = open_clip.get_model_config(architecture) or {}
     other = config.get("text_cfg", {}).get("hf_tokenizer_name")
     if not other:
-        return open_clip.get_tokenizer(architecture)
+        with _same_handlers():
+            return open_clip.get_tokenizer(architecture)
     try:
-        return open_clip.get_tokenizer(architecture, local_files_only=True)
+        with _same_handlers():
+            return open_clip.get_tokenizer(architecture, local_files_only=True)
     except ImportError as error:
         raise MissingExtraError.of("transformers", "text", f"the tokenizer of {architecture}") from error
     except (OSError, ValueError) as error:
@@ -87,6 +91,18 @@ def _tokenizer(architecture: str) -> Any:
             f"the tokenizer of {architecture!r} is {other!r} of the Hugging Face hub, and is not on this machine; "
             f"fetch it where there is a network: hf download {other}"
         ) from error
+
+
+@contextlib.contextmanager
+def _same_handlers() -> Iterator[None]:
+    """Leave logging as it is: open_clip logs by the root logger, which then shows what all libraries have to say."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    try:
+        yield
+    finally:
+        for handler in [handler for handler in root.handlers if handler not in before]:
+            root.removeHandler(handler)
 
 
 def _require_short(tokenizer: Any, texts: Sequence[str]) -> None:
