@@ -201,9 +201,14 @@ class PairMethods:
         return retrieve(self._pairs(), self._data, text=text, **options)
 
     def top_images(self, *, k: int = 10, **options: Any) -> xr.Dataset:
-        """The images at which each pair or unit is strongest: `neurolens.pairs.top_images` of :meth:`strengths`."""
+        """The images at which each pair or unit is strongest: `neurolens.pairs.top_images` of :meth:`strengths`.
+
+        Of totals, without options, those of each pair by signed strength.
+        """
         from neurolens.pairs import top_images
 
+        if "scalar" not in self._pairs() and "top" in self._data and not options:
+            return top_images(self._data, k=k, factors=self._data)
         return top_images(self.strengths(**options), k=k)
 
     def inertia(

@@ -339,6 +339,12 @@ def test_reductions__of_totals_are_those_of_the_scalars(url, plain):
     np.testing.assert_allclose(images["strength"], exact["strength"], rtol=1e-6)
     np.testing.assert_array_equal(images["position"], exact["position"])
     assert images["sample"].to_numpy().tolist() == exact["sample"].to_numpy().tolist()
+    images, exact = found.lens.top_images(k=6), top_images(strengths(plain, plain), k=6)
+    np.testing.assert_allclose(images["strength"], exact["strength"], rtol=1e-5)
+    np.testing.assert_array_equal(images["position"], exact["position"])
+    np.testing.assert_array_equal(images["sample"], exact["sample"])
+    with pytest.raises(SchemaError, match="totals with factors="):
+        top_images(found, k=6)
     with pytest.raises(SchemaError, match="signed strength alone"):
         retrieve(found, found, unit=4)
     with pytest.raises(SchemaError, match=f"know {RANKS} images"):

@@ -63,7 +63,11 @@ def retrieve(
                 "found totals, and they know the images of a pair by signed strength alone: pass unit= and head=, or "
                 "give the scalars"
             )
-        return _of_totals(scalar, factors, unit, head, k)
+        mean, _ = matched(scalar["mean"], factors, dims=("unit", "head"))
+        place = {name: _position(mean, name, at) for name, at in (("unit", unit), ("head", head))}
+        one = {name: [at] for name, at in place.items()}
+        images = _of_totals(scalar.isel(one), factors.isel(one), k)
+        return images.isel(unit=0, head=0, drop=True).drop_vars(["epoch", "step"], errors="ignore")
     cube, fixed = matched(scalar, factors)
     if (unit is None) == (text is None) or (text is not None and (head is not None or kind != "signed" or bias)):
         raise SchemaError("give a unit, a unit and a head, or a text alone; kind and bias are of units")
@@ -81,15 +85,18 @@ def retrieve(
     return top_images(strength, k=k)
 
 
-def top_images(strength: xr.DataArray, *, k: int = 10) -> xr.Dataset:
+def top_images(strength: xr.DataArray | xr.Dataset, *, k: int = 10, factors: xr.Dataset | None = None) -> xr.Dataset:
     """Return the images with the largest values. **Eager**.
 
     Parameters
     ----------
     strength : (sample, …)
-        Any; NaN is never among the largest.
+        Any; NaN is never among the largest. Or totals, as `ScalarTotals` has them: those of all pairs by signed
+        strength, from the extremes that were kept.
     k
         How many.
+    factors
+        Of the same pairs; needed for totals.
 
     Returns
     -------
@@ -100,8 +107,12 @@ def top_images(strength: xr.DataArray, *, k: int = 10) -> xr.Dataset:
     Raises
     ------
     SchemaError
-        If there are fewer images than ``k``.
+        If there are fewer images than ``k``, or totals come without factors.
     """
+    if isinstance(strength, xr.Dataset):
+        if factors is None or not are_totals(strength):
+            raise SchemaError("found a Dataset; give strengths(…), or totals with factors=")
+        return _of_totals(strength, factors, k)
     if "sample" not in strength.dims or not 1 <= k <= strength.sizes["sample"]:
         raise SchemaError(f"k={k} of {dict(strength.sizes)}: needed were samples, and k from 1 to as many as there are")
     rest = [d for d in strength.dims if d != "sample"]
@@ -237,21 +248,21 @@ def without_sink(maps: npt.ArrayLike) -> Array:
     return out
 
 
-def _of_totals(totals: xr.Dataset, factors: xr.Dataset, unit: Any, head: Any, k: int) -> xr.Dataset:
-    """Return the images of a pair from its largest scalars, which are in the order of its strengths."""
+def _of_totals(totals: xr.Dataset, factors: xr.Dataset, k: int) -> xr.Dataset:
+    """Return the images of pairs from their largest scalars, which are in the order of their strengths."""
     mean, fixed = matched(totals["mean"], factors, dims=("unit", "head"))
     known = min(int(totals["count"]), totals.sizes["rank"])
     if not 1 <= k <= known:
         raise SchemaError(f"k={k}, and the totals know {known} images of each pair; pass k={known} or less, from 1 on")
-    place = {"unit": _position(mean, "unit", unit), "head": _position(mean, "head", head)}
-    few = totals[["top", "top_sample"]].isel(place, drop=True).isel(rank=slice(0, k)).drop_vars("rank", errors="ignore")
-    length = vector_norms(fixed.isel({dim: [at] for dim, at in place.items()})).item()
-    position = few["top_sample"].to_numpy().astype(np.intp)
-    strength = few["top"].to_numpy()
+    few = totals[["top", "top_sample"]].isel(rank=slice(0, k)).transpose("unit", "head", "rank")
+    position, scalar = few["top_sample"].to_numpy().astype(np.intp), few["top"].to_numpy()
+    length = vector_norms(fixed).transpose("unit", "head").to_numpy()[..., None]
     attrs = {"long_name": "signed strength of each pair", "units": "embedding"}
-    found = {"strength": ("rank", strength * strength.dtype.type(length), attrs), "position": ("rank", position)}
-    out = xr.Dataset(found)
-    return out.assign(sample=("rank", totals["sample"].to_numpy()[position])) if "sample" in totals.coords else out
+    dims = ("unit", "head", "rank")
+    coords = {name: c.variable for name, c in mean.coords.items() if set(c.dims) <= {"unit", "head"}}
+    found = {"strength": (dims, scalar * length.astype(scalar.dtype), attrs), "position": (dims, position)}
+    out = xr.Dataset(found, coords=coords)
+    return out.assign(sample=(dims, totals["sample"].to_numpy()[position])) if "sample" in totals.coords else out
 
 
 def _of_text(cube: xr.DataArray, fixed: xr.Dataset, text: Any, pairs: int) -> xr.DataArray:
