@@ -110,3 +110,28 @@ def test_segment__is_the_same_of_a_constant_added_to_all_classes():
     found, raised = segment(image, logits_of, **size), segment(image, lambda w: logits_of(w, 3.0), **size)
     np.testing.assert_array_equal(found["label"], raised["label"])
     assert found["probability"].values == pytest.approx(raised["probability"].values)
+
+
+def test_reductions__take_any_path_that_writes_a_scalar_times_a_vector():
+    """Neurons of an MLP into a residual stream, a layer for a head, as a ViT has them: no pool is there."""
+    rng = np.random.default_rng(2)
+    layers, units, width = 3, 6, 5
+    out, bias = rng.normal(size=(layers, width, units)), rng.normal(size=(layers, width))
+    fired = np.maximum(rng.normal(size=(9, units, layers)), 0)
+    whole = np.einsum("luf,sul->sf", out.transpose(0, 2, 1), fired) + bias.sum(axis=0)
+    path = xr.Dataset(
+        {
+            "value": (("head", "d", "unit"), out),
+            "output": (("feature", "head", "d"), np.broadcast_to(np.eye(width)[:, None], (width, layers, width))),
+            "constant": (("head", "feature"), bias / units),
+        }
+    )
+    scalar = xr.DataArray(fired, dims=("sample", "unit", "head"))
+    assert np.isfinite(directions(path)["direction"]).all()
+    np.testing.assert_allclose(ablate(scalar, path, xr.ones_like(scalar[0], dtype=bool)), whole, atol=1e-12)
+    np.testing.assert_allclose(reconstruct(scalar, path, directions(path)["direction"]), whole, atol=1e-12)
+    lengths = np.abs(fired - fired.mean(axis=0)) * np.linalg.norm(out, axis=1).T
+    np.testing.assert_allclose(pair_norms(scalar, path, top=1).max("rank"), lengths.max(axis=0), atol=1e-12)
+    units_of = TEXTS / np.linalg.norm(TEXTS, axis=1, keepdims=True)
+    cosines = np.einsum("pf,lfu->pul", units_of, out) / np.linalg.norm(out, axis=1).T
+    np.testing.assert_allclose(text_scores(path, TEXTS), cosines, atol=1e-12)

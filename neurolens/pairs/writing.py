@@ -1,19 +1,21 @@
 """Scalar times fixed vector: the fixed part of what pairs write, for any path that writes linearly.
 
 A pair of a unit n and a head h contributes r = s·u + β to an embedding: s is a number per image, u = Wo_h Wv_h[:, n]
-and β are fixed. Nothing here or in the reductions knows of CLIP; another path has factors of its own. The vectors of
-all pairs, u (unit, head, feature), are never built whole: they go through the dims of a head, or are lazy.
+and β are fixed. Of attention pools, `factors` alone knows: another path has a Dataset of its own, as `DIMS` says. The
+vectors of all pairs, u (unit, head, feature), are never built whole: they go through the dims of a head, or are lazy.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
 from neurolens.errors import SchemaError
-from neurolens.pairs.pool import Pool
+
+if TYPE_CHECKING:
+    from neurolens.pairs.pool import Pool
 
 Array = npt.NDArray[Any]
 DIMS = {"value": ("head", "d", "unit"), "output": ("feature", "head", "d"), "constant": ("head", "feature")}
@@ -24,7 +26,7 @@ ROUNDING = 8
 """So many units in the last place are nothing: of a vector against its matrices, of scalars against the largest."""
 
 
-def factors(pool: Pool) -> xr.Dataset:
+def factors(pool: "Pool") -> xr.Dataset:
     """Return the fixed part of every pair of an attention pool.
 
     Parameters
