@@ -82,6 +82,13 @@ def test_pair_numbers__are_those_of_the_reductions(given, store):
     assert given.notes == ()
 
 
+def test_pair_numbers__of_codes_with_fewer_phrases_than_are_near(cubes, given):
+    found = plot.pair_numbers(cubes | {"codes": cubes["codes"].isel(atom=[0])}, accuracy=False)
+    assert found.strongest["phrase"].shape[1] > found.strongest["code"].shape[1] == 1
+    xr.testing.assert_equal(found.strongest["phrase"], given.strongest["phrase"])
+    assert all(line[5].count(", ") == 0 for line in strongest_table(found).lines)
+
+
 def test_pair_numbers__of_an_earlier_checkpoint_and_of_the_tree(store):
     found = plot.pair_numbers(open_run(store), epoch=5, accuracy=False)
     assert found.where == "epoch 5"

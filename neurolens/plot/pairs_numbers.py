@@ -56,8 +56,7 @@ class PairNumbers:
     top : int
     strongest : Dataset over ``pair``, or None
         ``unit``, ``head``, ``norm``; with phrases ``phrase`` and ``score`` (pair, place), the nearest ones of the
-        largest set; with codes
-        ``code`` and ``weight`` (pair, place), those that its code has most of.
+        largest set; with codes ``code`` and ``weight`` (pair, atom), those that its code has most of.
     retrieved : Dataset by pair
         The images at which the strongest pairs of different units are strongest, by what stands above them.
     curves : Dataset by name
@@ -319,7 +318,7 @@ def _coded(
     few = codes[["index", "value"]].isel(place).drop_vars(["unit", "head"]).compute()
     told = describe(few, codes["phrase"], top=min(PHRASES, codes.sizes["atom"]))
     strongest["code"], strongest["weight"] = (
-        (("pair", "place"), told[name].transpose("pair", "atom").to_numpy()) for name in ("phrase", "value")
+        (("pair", "atom"), told[name].transpose("pair", "atom").to_numpy()) for name in ("phrase", "value")
     )
     return strongest, notes
 
