@@ -67,10 +67,29 @@ class PairMethods:
 
         return head_components(self._pairs(), self._data, **options)
 
-    def reconstruct(self, directions: xr.DataArray, **options: Any) -> xr.DataArray:
-        """Embeddings from a few directions: `neurolens.pairs.reconstruct`."""
-        from neurolens.pairs import reconstruct
+    def reconstruct(
+        self,
+        directions: xr.DataArray | None = None,
+        *,
+        rank: int | None = None,
+        codes: xr.Dataset | None = None,
+        **options: Any,
+    ) -> xr.DataArray:
+        """Embeddings from a few directions: `neurolens.pairs.reconstruct`.
 
+        From ``directions``; from the first ``rank`` components of each unit; or from ``codes``, as
+        `neurolens.pairs.codes_at` returns them: the direction of a pair is then the sum of its phrases.
+        """
+        from neurolens.pairs import reconstruct, unit_components
+        from neurolens.sparse_codes import reconstruct as decoded
+
+        if sum(given is not None for given in (directions, rank, codes)) != 1:
+            raise SchemaError("reconstruct() takes one of directions, rank and codes; give exactly one, e.g. rank=2")
+        if rank is not None:
+            directions = unit_components(self._pairs(), self._data, k=rank)["direction"]
+        elif codes is not None:
+            directions = decoded(codes, self._coded_in(codes))
+        assert directions is not None
         return reconstruct(self._pairs(), self._data, directions, **options)
 
     def zero_shot(
@@ -279,6 +298,20 @@ class PairMethods:
             names = np.array(list(texts), dtype=np.dtypes.StringDType())
             return found.drop_vars(["set", "words"]).assign_coords(phrase=names)
         return texts if isinstance(texts, xr.DataArray) else xr.DataArray(np.asarray(texts), dims=("phrase", "feature"))
+
+    def _coded_in(self, codes: xr.Dataset) -> xr.DataArray:
+        """Return the set of phrases that codes are of."""
+        from neurolens.pairs import phrase_set
+
+        schema.present(self._data, "text")
+        if not isinstance(codes, xr.Dataset) or "phrase" not in codes.coords:
+            raise SchemaError("found no codes with their phrases, and those of neurolens.pairs.codes_at were needed")
+        named = codes["phrase"].to_numpy().tolist()
+        for name in dict.fromkeys(map(str, self._data["set"].to_numpy().tolist())):
+            found = phrase_set(self._data, name)
+            if found["phrase"].to_numpy().tolist() == named:
+                return found
+        raise SchemaError("the store has no set of the phrases that the codes are of; open both of the same run")
 
     def _labels(self, vectors: xr.DataArray, labels: Any) -> Any:
         """Return the row of the vectors that is right for each image."""

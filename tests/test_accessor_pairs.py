@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 from pairs_cube_cases import LABELS, SETS, pairs_run
 
-from neurolens import open_run, pairs
+from neurolens import open_run, pairs, sparse_codes
 from neurolens.errors import MissingMeasurementError, SchemaError
 
 
@@ -46,6 +46,20 @@ def test_lens__is_the_function_of_the_same_name(ds):
     same(lens.phrase_share(k=2), pairs.phrase_share(ds, ds, text, k=2, embedding=ds["embedding"]))
     strength = pairs.strengths(ds, ds, level="unit", kind="norm", bias=True)
     same(lens.inertia(top=3), pairs.inertia(strength, ds["embedding"], top=3))
+
+
+def test_reconstruct__takes_directions_a_rank_or_codes(ds, url):
+    codes = pairs.codes_at(url)
+    same(ds.lens.reconstruct(rank=2), pairs.reconstruct(ds, ds, pairs.unit_components(ds, ds, k=2)["direction"]))
+    said = sparse_codes.reconstruct(codes, pairs.phrase_set(ds, "words"))
+    same(ds.lens.reconstruct(codes=codes), pairs.reconstruct(ds, ds, said))
+    with pytest.raises(SchemaError, match="one of directions, rank and codes"):
+        ds.lens.reconstruct()
+    with pytest.raises(SchemaError, match="one of directions, rank and codes"):
+        ds.lens.reconstruct(rank=1, codes=codes)
+    others = codes.assign_coords(phrase=[f"other {i}" for i in range(codes.sizes["phrase"])])
+    with pytest.raises(SchemaError, match="no set of the phrases"):
+        ds.lens.reconstruct(codes=others)
 
 
 def test_lens__takes_phrases_of_the_store_by_name(ds):

@@ -277,7 +277,7 @@ def checked_mask(mask: Any, cube: xr.DataArray) -> xr.DataArray:
         found = f"{mask.dtype} over {mask.dims}" if isinstance(mask, xr.DataArray) else type(mask).__name__
         raise SchemaError(
             f"found a mask of {found}, and booleans over unit and head, or one of them, were needed; make one by "
-            "percentile_mask(pair_norms(…), 90)"
+            "percentile_mask(pair_norms(…), 90), or of an array by xr.DataArray(mask, dims=('head', 'unit'))"
         )
     for dim in mask.dims:
         if mask.sizes[dim] != cube.sizes[dim]:
