@@ -26,6 +26,9 @@ _SPARE = 1.25
 _FILLING = 6
 """Memory of a pass that is not counted, and of what is filled in, in samples."""
 
+CPU_PASS = 16
+"""Samples from which on a CPU takes its fast kernels, and twice as many fall out of its caches."""
+
 
 def answers(
     module: nn.Module,
@@ -103,6 +106,7 @@ class _Shown:
     fill: Fill
     targets: Tensor  # (B,); -1 until it is predicted
     size: int = 1
+    quick: int = 1  # samples of a pass that are shown at once, up to twice as many in the last ones
     pictures: int = 0
     forwards: int = 0
     found: list[Array] = field(default_factory=list)  # logit and log-probability, (2, shown)
@@ -121,6 +125,7 @@ class _Shown:
             raise SchemaError(
                 f"budget_mib={budget_mib:g} was given, and {one / 2**20:.1f} are needed to show one sample; raise it"
             )
+        self.quick = CPU_PASS if self.x.device.type == "cpu" and self.size >= 2 * CPU_PASS else self.size
         for rows in torch.split(torch.arange(1, len(self.x)), self.size):
             if len(rows):
                 self._show(self.x[rows], rows)
@@ -136,13 +141,13 @@ class _Shown:
         if key not in self.seen:
             self.seen[key] = self.pictures + len(self.waiting)
             self.waiting.append((self.sample, np.frombuffer(key, dtype=np.uint8)))
-            if len(self.waiting) == 2 * self.size:
-                self._show_waiting(self.size)
+            if len(self.waiting) == 2 * self.quick:
+                self._show_waiting(self.quick)
         return self.seen[key]
 
     def flush(self) -> None:
         """Show what waits, in even passes: one of a few samples takes each of them longer."""
-        for left in range(-(-len(self.waiting) // self.size), 0, -1):
+        for left in range(-(-len(self.waiting) // self.size), 0, -1):  # less than twice what is shown at once
             self._show_waiting(-(-len(self.waiting) // left))
 
     def _show_waiting(self, count: int) -> None:
