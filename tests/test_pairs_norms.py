@@ -60,10 +60,20 @@ def test_pair_norms__of_the_golden_pool():
     np.testing.assert_allclose(np.sqrt((norms**2).sum(axis=2)), singular, rtol=1e-11)
 
 
+def test_pair_vectors__are_lazy_where_they_are_many_or_the_factors_are(monkeypatch):
+    scalar, fixed = golden()
+    eager = pair_means(scalar, fixed)
+    assert eager.chunks is None
+    xr.testing.assert_allclose(pair_means(scalar, fixed.chunk()).compute(), eager)
+    assert isinstance(pair_means(scalar, fixed.chunk()).data, da.Array)
+    monkeypatch.setattr("neurolens.pairs.writing.EAGER", 0)
+    assert isinstance(pair_means(scalar, fixed).data, da.Array)
+    xr.testing.assert_allclose(pair_means(scalar, fixed).compute(), eager)
+
+
 def test_pair_means__of_the_golden_pool():
     found = pair_means(*golden())
     np.testing.assert_allclose(by_head(found), [[[4.5, 2], [7.5, 2]], [[18.5, 10.75], [-1, 1]]])
-    assert isinstance(found.data, da.Array)
 
 
 def one_pair(values):

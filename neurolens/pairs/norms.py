@@ -46,7 +46,7 @@ def directions(
     Returns
     -------
     Dataset
-        ``direction`` (unit, head, feature), lazy, a head at a time: select the pairs before computing them. NaN where
+        ``direction`` (unit, head, feature), lazy where large: select the pairs before computing them. NaN where
         it is not defined. ``sign`` (unit, head) int8: 1, −1, or 0 where the majority is tied. ``dead`` (unit, head)
         bool: u is 0.
 
@@ -154,7 +154,7 @@ def pair_means(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset) -> xr.Dat
 
     Returns
     -------
-    array (unit, head, feature), lazy, a head at a time: select the pairs before computing it
+    array (unit, head, feature), lazy where large, a head at a time: select the pairs before computing it
 
     Raises
     ------
@@ -172,7 +172,7 @@ def mean_scalars(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset) -> xr.D
 
 
 def contributions(scalar: xr.DataArray, fixed: xr.Dataset) -> xr.DataArray:
-    """Return s·u + β (unit, head, feature) of one scalar (unit, head) for each pair, lazy, a head at a time."""
+    """Return s·u + β (unit, head, feature) of one scalar (unit, head) for each pair, lazy where large, a head at a time."""
     whole = scalar if scalar.chunks is None else scalar.chunk(-1)
     found = pair_vectors(fixed) * whole.astype(fixed["value"].dtype) + fixed["constant"]
     return found.transpose("unit", "head", "feature")

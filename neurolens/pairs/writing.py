@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 DIMS = {"value": ("head", "d", "unit"), "output": ("feature", "head", "d"), "constant": ("head", "feature")}
 PAIRED = ("sample", "unit", "head")
 BLOCK = 256  # samples that are copied at once
+EAGER = 2**21  # bytes of all vectors that are built right away: less work than a graph of dask
 CHUNK = 2**24  # bytes of vectors that are built at once, or those of a head
 ROUNDING = 8
 """So many units in the last place are nothing: of a vector against its matrices, of scalars against the largest."""
@@ -245,7 +246,7 @@ def write(scalar: Array, value: Array, output: Array) -> Array:
 
 
 def pair_vectors(factors: xr.Dataset) -> xr.DataArray:
-    """Return the fixed vectors themselves, lazy, a few heads at a time: select the pairs before computing them.
+    """Return the fixed vectors themselves; lazy, a few heads at a time, where they are many: select pairs first then.
 
     Parameters
     ----------
@@ -254,7 +255,7 @@ def pair_vectors(factors: xr.Dataset) -> xr.DataArray:
 
     Returns
     -------
-    dask array (unit, head, feature)
+    array (unit, head, feature), of dask where it takes more than 2 MiB or the factors are lazy
 
     Raises
     ------
@@ -263,7 +264,8 @@ def pair_vectors(factors: xr.Dataset) -> xr.DataArray:
     """
     fixed = required(factors)
     size = fixed.sizes["unit"] * fixed.sizes["feature"] * fixed["value"].dtype.itemsize
-    fixed = fixed.chunk({"head": max(1, CHUNK // max(1, size))})
+    if size * fixed.sizes["head"] > EAGER or fixed["value"].chunks is not None or fixed["output"].chunks is not None:
+        fixed = fixed.chunk({"head": max(1, CHUNK // max(1, size))})
     lazy: xr.DataArray = xr.apply_ufunc(
         lambda value, output: np.matmul(np.swapaxes(value, -1, -2), np.swapaxes(output, -1, -2)),
         fixed["value"],
