@@ -172,7 +172,7 @@ def mean_scalars(scalar: xr.DataArray | xr.Dataset, factors: xr.Dataset) -> xr.D
 
 
 def contributions(scalar: xr.DataArray, fixed: xr.Dataset) -> xr.DataArray:
-    """Return s·u + β (unit, head, feature) of one scalar (unit, head) for each pair, lazy where large, a head at a time."""
+    """Return s·u + β (unit, head, feature) of one scalar (unit, head) for each pair; lazy where large."""
     whole = scalar if scalar.chunks is None else scalar.chunk(-1)
     found = pair_vectors(fixed) * whole.astype(fixed["value"].dtype) + fixed["constant"]
     return found.transpose("unit", "head", "feature")
