@@ -120,6 +120,18 @@ def test_retrieve__draws_units_pairs_and_phrases(study, tmp_path):
         assert mend in said
 
 
+def test_retrieve__takes_totals_for_single_pairs(study, tmp_path, monkeypatch):
+    whole, page = pairs.at, tmp_path / "found.png"
+    monkeypatch.setattr(pairs, "at", lambda tree, **position: whole(tree, cubes=("pools", "texts"), **position))
+    code, said = run("retrieve", study, "--unit", 3, "--head", 1, "--images", 3, "--out", page)
+    assert code == 0, said
+    assert min(size(page)) > 200  # one row
+    for words in (("--unit", 3), ("--unit", 3, "--head", 1, "--norm"), ("--phrase", "a dog")):
+        code, said = run("retrieve", study, *words, "--out", page)
+        assert code == 2
+        assert "ranked by the scalars" in said
+
+
 def test_export_images__writes_pictures_of_the_study(study, tmp_path):
     code, said = run("export", "images", study, tmp_path / "out", "--unit", 2, "--head", 0, "--top", 2, "--norm")
     assert code == 0, said

@@ -171,6 +171,7 @@ def test_strongest_images__of_totals_are_those_of_the_scalars():
         assert one["sample"].to_numpy().tolist() == two["sample"].to_numpy().tolist()
         np.testing.assert_allclose(one["strength"], two["strength"], rtol=1e-5)
     assert strongest_images(alone.drop_vars("scalar"), 0, 0).sizes["rank"] == 0
+    assert strongest_images(ds.drop_vars("scalar"), 7, 2, k=6).identical(strongest_images(ds, 7, 2, k=6))
 
 
 def test_pair_pictures__have_what_there_is(given):

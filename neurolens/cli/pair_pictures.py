@@ -104,14 +104,18 @@ def retrieve(
     from neurolens.plot.style import new_figure
 
     ds = pairs.at(tree, epoch=epoch, step=step)
-    _require_scalars(ds)
-    count: dict[str, Any] = {"k": min(images, ds.sizes["sample"])}
+    totals = "scalar" not in ds and "top" in ds and bool(head) and not phrase and not norm  # which know single pairs
+    if not totals:
+        _require_scalars(ds)
+    scalars = ds if totals else ds["scalar"]
+    known = min(int(ds["count"]), ds.sizes["rank"]) if totals else ds.sizes["sample"]
+    count: dict[str, Any] = {"k": min(images, known)}
     ranked: dict[str, Any] = {"kind": "norm", "bias": True} if norm else {}
     found = {}
     for one in unit or ():
         for through in head or (None,):
             name = f"unit {one}" + ("" if through is None else f", head {through}")
-            found[name] = pairs.retrieve(ds["scalar"], ds, unit=one, head=through, **count, **ranked)
+            found[name] = pairs.retrieve(scalars, ds, unit=one, head=through, **count, **ranked)
     for words in phrase or ():
         found[words] = pairs.retrieve(ds["scalar"], ds, text=_phrase(ds, words), **count)
     figure = new_figure(gallery_size(found))

@@ -16,7 +16,6 @@ from neurolens.pairs.ranks import RANKS, rank_curve
 from neurolens.pairs.retrieval import retrieve, sinks
 from neurolens.pairs.strength import unit_norms
 from neurolens.pairs.text import text_scores
-from neurolens.pairs.writing import vector_norms
 from neurolens.plot.pairs_following import FOLLOWED, follow, largest_set
 from neurolens.sparse_codes.reading import describe
 
@@ -358,24 +357,13 @@ def strongest_images(ds: xr.Dataset, unit: int, head: int, *, k: int = IMAGES) -
     Dataset over ``rank``
         As of `neurolens.pairs.retrieve`; no more than ``k`` images, and none where there are neither.
     """
-    at = {"unit": unit, "head": head}
-    if "top" in ds and "top_sample" in ds and "sample" in ds.coords:
-        values, places = (ds[name].isel(at).to_numpy()[:k] for name in ("top", "top_sample"))
-        known = np.isfinite(values) & (places >= 0)
-        length = float(vector_norms(ds.isel(unit=[unit], head=[head])).compute().item())
-        places = places[known].astype(int)
-        return xr.Dataset(
-            {
-                "strength": ("rank", values[known].astype(np.float64) * length),
-                "position": ("rank", places),
-                "sample": ("rank", ds["sample"].to_numpy()[places]),
-            }
-        )
-    if "scalar" in ds:
-        few = ds[["scalar", "value", "output", "constant"]].isel(unit=[unit], head=[head]).compute()
-        few = few.drop_vars(["unit", "head"], errors="ignore")
-        return retrieve(few["scalar"], few, unit=0, head=0, k=min(k, few.sizes["sample"]))
-    return xr.Dataset({"strength": ("rank", []), "position": ("rank", np.zeros(0, int))})
+    totals = {"count", "mean", "std", "top", "bottom", "top_sample"} <= {*ds}
+    if not totals and "scalar" not in ds:
+        return xr.Dataset({"strength": ("rank", []), "position": ("rank", np.zeros(0, int))})
+    one = ds.drop_vars([name for name in LARGE if name in ds and (totals or name != "scalar")])
+    one = one.isel(unit=[unit], head=[head]).drop_vars(["unit", "head"], errors="ignore").compute()
+    images = min(int(one["count"]), one.sizes["rank"]) if totals else one.sizes["sample"]
+    return retrieve(one if totals else one["scalar"], one, unit=0, head=0, k=min(k, images))
 
 
 def _residual(ds: xr.Dataset) -> float:
