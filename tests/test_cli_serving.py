@@ -112,5 +112,6 @@ def test_serving__asks_the_system_for_a_port(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_free_port__may_be_listened_at() -> None:
-    with socket.create_server(("127.0.0.1", serving._free_port())):
-        pass
+    port = serving._free_port()
+    with socket.create_server(("127.0.0.1", port)) as server:
+        assert server.getsockname()[1] == port > 1023
