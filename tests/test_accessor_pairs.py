@@ -48,6 +48,11 @@ def test_lens__is_the_function_of_the_same_name(ds):
     same(lens.inertia(top=3), pairs.inertia(strength, ds["embedding"], top=3))
 
 
+def test_direction_change__of_one_checkpoint_asks_for_the_cube(ds):
+    with pytest.raises(SchemaError, match="the cube `pools` of the run"):
+        ds.lens.direction_change()
+
+
 def test_reconstruct__takes_directions_a_rank_or_codes(ds, url):
     codes = pairs.codes_at(url)
     same(ds.lens.reconstruct(rank=2), pairs.reconstruct(ds, ds, pairs.unit_components(ds, ds, k=2)["direction"]))

@@ -171,6 +171,11 @@ def _pools(run: Run) -> tuple[xr.Dataset, str]:
     pools = run if own else cubes_of(run, ("pools",)).get("pools")
     if not isinstance(pools, xr.Dataset) or "value" not in pools:
         raise MissingMeasurementError("the run has no pools; measure them: `neurolens run STUDY --only pools`")
+    if not {*schema.SERIES_DIMS} & {*pools.dims}:
+        raise SchemaError(
+            "found the pool of one checkpoint, and those of several were needed: the cube `pools` of the run, as "
+            "open_run(url)['pools'].to_dataset(); one checkpoint of it is selected by a list"
+        )
     dim = schema.series_dim(pools)
     for name in _FIXED:
         if set(pools[name].dims) != {dim, *DIMS[name]}:
